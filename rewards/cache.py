@@ -9,7 +9,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rewards.attempt import Attempt
+from rewards.isolation.attempt import Attempt
 from rl.errors import ConfigError
 
 MAX_IN_MEMORY = 16_384

@@ -27,7 +27,7 @@ from typing import Any, cast
 
 from rewards.combine import largest_penalty
 from rewards.judge import Judge
-from rewards.judge_config import named_judges, read_judges
+from rewards.judges.config import named_judges, read_judges
 from rewards.parameters import fit_parameters, plain, suggestion
 from rewards.places import lines_named, read_yaml
 from rewards.provenance import version_of

@@ -8,9 +8,9 @@ from typing import Any
 
 from entities.match import fold
 from entities.reference import Coordinates
+from rewards.claims.quotes import QuotableTexts, tokens
+from rewards.claims.regions import problem_with, shares_of_image
 from rewards.decision_trace import EvidenceReference
-from rewards.quote_claims import QuotableTexts, tokens
-from rewards.region_claims import problem_with, shares_of_image
 from rewards.scorer import Trajectory
 
 MIN_QUOTE_WORDS = 2

@@ -12,8 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 from entities.reference import Coordinates
 from entities.tree import EntityTree
-from rewards.claim_forms import ClaimCounts, count_claims, crimson, saliency_share, unit_interval
-from rewards.claims import (
+from rewards.claims.claim import (
     Claim,
     ClaimKind,
     ClaimKindName,
@@ -24,14 +23,15 @@ from rewards.claims import (
     without_other_lines,
     without_recited_options,
 )
-from rewards.finding_claims import FindingClaims
-from rewards.free_claims import free_claims
+from rewards.claims.findings import FindingClaims
+from rewards.claims.forms import ClaimCounts, count_claims, crimson, saliency_share, unit_interval
+from rewards.claims.free import free_claims
+from rewards.claims.measurements import MeasurementClaims
+from rewards.claims.quotes import QuoteClaims
+from rewards.claims.regions import RegionClaims
+from rewards.claims.tools import ToolClaims
 from rewards.judge import Judge
-from rewards.measurement_claims import MeasurementClaims
-from rewards.quote_claims import QuoteClaims
-from rewards.region_claims import RegionClaims
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
-from rewards.tool_claims import ToolClaims
 from rewards.trace import MAX_TEXT_CHARS
 from rl.errors import ConfigError
 from rl.types import Verdict
@@ -83,21 +83,21 @@ class HallucinationScorer(Scorer):
         "entities",
         "rewards.assertion",
         "rewards.case_reference",
-        "rewards.cited_value",
-        "rewards.claim_forms",
-        "rewards.claims",
+        "rewards.claims.cited_value",
+        "rewards.claims.forms",
+        "rewards.claims.claim",
         "rewards.clinical_text",
         "rewards.cue_lexicon",
-        "rewards.finding_claims",
-        "rewards.free_claims",
+        "rewards.claims.findings",
+        "rewards.claims.free",
         "rewards.judge",
-        "rewards.judge_client",
-        "rewards.judge_prompt",
-        "rewards.measurement_claims",
+        "rewards.judges.client",
+        "rewards.judges.prompt",
+        "rewards.claims.measurements",
         "rewards.quantity",
-        "rewards.quote_claims",
-        "rewards.region_claims",
-        "rewards.tool_claims",
+        "rewards.claims.quotes",
+        "rewards.claims.regions",
+        "rewards.claims.tools",
         "rewards.trace",
     )
 

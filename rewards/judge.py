@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rewards.judge_prompt import Question
+from rewards.judges.prompt import Question
 from rl.errors import ConfigError
 
 T = TypeVar("T")
@@ -142,12 +142,12 @@ class Judge:
 
     def prepare(self) -> None:
         """Load what asking needs, which takes longer than many a verdict."""
-        for module in ("httpx2", "jsonschema", "rewards.judge_client"):
+        for module in ("httpx2", "jsonschema", "rewards.judges.client"):
             importlib.import_module(module)
 
     async def ask(self, question: Question, *, vote: int = 0) -> Reply:
         """One reply, of the question's schema. Raises JudgeFailure with the reason of every attempt."""
-        from rewards.judge_client import client_of
+        from rewards.judges.client import client_of
 
         return await client_of(self).ask(question, vote=vote)
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from entities.tree import EntityTree
 from rewards.assertion import Polarity, classify
-from rewards.claim_forms import count_claims
-from rewards.claims import Claim, TooManyClaims, one_per_subject
-from rewards.finding_claims import FindingClaims
+from rewards.claims.claim import Claim, TooManyClaims, one_per_subject
+from rewards.claims.findings import FindingClaims
+from rewards.claims.forms import count_claims
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
 from rewards.trace import MAX_TEXT_CHARS, Span, parse_trace
 from rl.errors import ConfigError
@@ -41,11 +41,11 @@ class KeyPointScorer(Scorer):
         "entities",
         "rewards.assertion",
         "rewards.case_reference",
-        "rewards.claim_forms",
-        "rewards.claims",
+        "rewards.claims.forms",
+        "rewards.claims.claim",
         "rewards.clinical_text",
         "rewards.cue_lexicon",
-        "rewards.finding_claims",
+        "rewards.claims.findings",
         "rewards.trace",
     )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rewards.judge import Judge
-from rewards.rubric_file import Criterion, load_rubric, parse_criteria
-from rewards.rubric_judge import Shown, agreement, judge_criteria
-from rewards.rubric_rules import Hit, RuleReader
+from rewards.rubrics.file import Criterion, load_rubric, parse_criteria
+from rewards.rubrics.judged import Shown, agreement, judge_criteria
+from rewards.rubrics.rules import Hit, RuleReader
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
 from rewards.trace import MAX_TEXT_CHARS
 from rl.errors import ConfigError
@@ -53,20 +53,20 @@ class RubricScorer(Scorer):
         "entities.tree",
         "rewards.answer_types.reading",
         "rewards.assertion",
-        "rewards.cited_value",
-        "rewards.claims",
+        "rewards.claims.cited_value",
+        "rewards.claims.claim",
         "rewards.clinical_text",
         "rewards.cue_lexicon",
         "rewards.judge",
-        "rewards.judge_client",
-        "rewards.judge_prompt",
-        "rewards.measurement_claims",
+        "rewards.judges.client",
+        "rewards.judges.prompt",
+        "rewards.claims.measurements",
         "rewards.quantity",
-        "rewards.rubric_file",
-        "rewards.rubric_json",
-        "rewards.rubric_judge",
-        "rewards.rubric_regex",
-        "rewards.rubric_rules",
+        "rewards.rubrics.file",
+        "rewards.rubrics.json_schema",
+        "rewards.rubrics.judged",
+        "rewards.rubrics.regex",
+        "rewards.rubrics.rules",
         "rewards.trace",
     )
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from rewards.attempt import Attempt, failed
 from rewards.cache import ScoreCache
 from rewards.combine import NoReward, Reward, combine, largest_penalty, length_shaping
 from rewards.config import ConfiguredScorer
-from rewards.deadline import Clock
+from rewards.isolation.attempt import Attempt, failed
+from rewards.isolation.deadline import Clock
+from rewards.isolation.sandbox import Sandbox
 from rewards.provenance import inputs_of
-from rewards.sandbox import Sandbox
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
 from rl.types import Outcome, ScoredTrajectory, ScoreRecord, Unscored
 
@@ -169,7 +169,7 @@ class RewardService:
 
     async def _score_here(self, configured: ConfiguredScorer, trajectory: Trajectory) -> tuple[Attempt, float]:
         """Score in this process. The deadline runs from when the scorer is first given control, and stands still while
-        the scorer waits behind others for what they share (`rewards.deadline.in_queue`).
+        the scorer waits behind others for what they share (`rewards.isolation.deadline.in_queue`).
 
         A scorer that swallows its cancellation is left behind: waiting for it would be waiting without a deadline.
         """

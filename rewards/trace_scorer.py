@@ -32,11 +32,11 @@ class TraceScorer(Scorer):
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",
         "rewards.case_reference",
-        "rewards.claims",
+        "rewards.claims.claim",
         "rewards.decision_trace",
         "rewards.evidence_references",
-        "rewards.quote_claims",
-        "rewards.region_claims",
+        "rewards.claims.quotes",
+        "rewards.claims.regions",
         "rewards.trace",
     )
 

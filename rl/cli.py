@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rl.commands.evaluate import add_evaluate_commands
+from rl.commands.log import add_log_commands
+from rl.commands.replay import add_replay_commands
+from rl.commands.rewards import add_rewards_commands
 from rl.errors import MedrlError
-from rl.evaluate_cli import add_evaluate_commands
-from rl.log_cli import add_log_commands
-from rl.replay_cli import add_replay_commands
-from rl.rewards_cli import add_rewards_commands
 
 OVERRIDES_HELP = "overrides such as learner.learning_rate=1e-4 (see `medrl config CONFIG` for every key)"
 
@@ -113,7 +113,7 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from rl.report import write_report
+    from rl.report.run import write_report
 
     print(write_report(arguments.run))
     return 0

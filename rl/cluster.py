@@ -13,7 +13,7 @@ from policies.contract import LearnerSettings
 from policies.worker import LearnerGroup, LearnerWorker
 from rewards.config import ConfiguredScorer
 from rewards.judge import EngineEndpoint, endpoint_with_key
-from rewards.judge_config import engines_of, read_judges, with_endpoints
+from rewards.judges.config import engines_of, read_judges, with_endpoints
 from rewards.pool import RewardPool
 from rewards.service import RewardWorker
 from rl.config_schema import LearnerConfig, RayConfig, RewardsConfig, RolloutsConfig, RunConfig

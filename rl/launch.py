@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rewards.config import ConfiguredScorer, load_rewards, max_shaping
-from rewards.judge_config import reach_judges
+from rewards.judges.config import reach_judges
 from rewards.scorer import Abstain, InvalidInput
 from rl.checkpoint import checkpoint_folders, latest_checkpoint
 from rl.config_schema import RunConfig
 from rl.errors import ConfigError, TaskError
 from rl.metrics import MetricsLog, read_metrics
 from rl.progress import Progress, say
-from rl.report import write_report
+from rl.report.run import write_report
 from rl.run_folder import open_run_folder, read_summary, write_summary
 from rl.types import Task
 from rollouts.splits import tuning_split

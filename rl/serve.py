@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.config import RewardsFile, load_rewards_file
-from rewards.judge_config import reach_judges
+from rewards.judges.config import reach_judges
 from rewards.service import RewardWorker
 from rl.cluster import ray_session
 from rl.config_schema import RayConfig

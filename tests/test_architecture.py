@@ -49,7 +49,7 @@ FORBIDDEN_CALLS = frozenset(
 )
 UNSAFE_IMPORTS = frozenset({"cloudpickle", "dill", "marshal", "shelve", "_pickle"})
 UNPICKLING = frozenset({"pickle.load", "pickle.loads", "pickle.Unpickler"})
-UNPICKLING_MODULES = frozenset({"rewards.nursery"})
+UNPICKLING_MODULES = frozenset({"rewards.isolation.nursery"})
 """Reads what its own parent process wrote, over a socket that nobody else has; the other direction is JSON."""
 
 HOSTS = ("pypi.org", "pythonhosted.org", "pytorch.org", "npmjs.org", "anaconda.org", "huggingface.co")
@@ -258,7 +258,7 @@ def test_the_lists_of_exceptions_hold_nothing_that_needs_none() -> None:
 
 
 def test_tools_start_without_the_accelerator_stack() -> None:
-    tools = ["rl.cli", "rl.config", "rl.report", "rl.types", "rewards.answer", "rewards.config", "rollouts.tasks"]
+    tools = ["rl.cli", "rl.config", "rl.report.run", "rl.types", "rewards.answer", "rewards.config", "rollouts.tasks"]
     code = f"import sys, {', '.join(tools)}; print(*sorted({set(SLOW_IMPORTS)!r} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr

@@ -14,8 +14,8 @@ from typing import Any
 from rewards.answer import CHECKERS
 from rewards.config import BUILT_IN, ENTRY_POINTS, USE_KEYS, resolve_scorer
 from rewards.hallucination import HallucinationScorer
-from rewards.rubric_file import rubric_schema
-from rewards.rubric_rules import RULE_NAMES
+from rewards.rubrics.file import rubric_schema
+from rewards.rubrics.rules import RULE_NAMES
 from rewards.tools.terminal import Paint, wrapped
 from rl.errors import ConfigError
 

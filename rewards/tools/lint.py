@@ -13,7 +13,7 @@ from rewards.answer_types.reading import normalised
 from rewards.config import ConfiguredScorer, RewardsFile
 from rewards.hallucination import HallucinationScorer
 from rewards.rubric import RubricScorer
-from rewards.rubric_file import Criterion
+from rewards.rubrics.file import Criterion
 from rewards.tools.rule_logic import certainty, excludes, holds_for_nothing, implies
 from rl.types import ScoredTrajectory, Unscored
 

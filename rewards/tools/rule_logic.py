@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rewards.answer_types.reading import normalised
 from rewards.rows import row_trajectory
-from rewards.rubric_rules import RuleReader
+from rewards.rubrics.rules import RuleReader
 from rl.types import Trajectory
 
 Certainty = Literal["always", "never", "depends"]

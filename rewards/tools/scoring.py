@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from rewards.config import RewardsFile
-from rewards.judge_config import reach_judges
+from rewards.judges.config import reach_judges
 from rewards.service import RewardService
 from rl.types import ScoredTrajectory, Trajectory, Unscored
 

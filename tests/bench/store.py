@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rl.replay import replay
+from rl.replay.rescore import replay
 from rl.types import EncodedImage
 from rollouts.images import encode
 from rollouts.log import LoggedStep, write_step

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from rewards.attempt import Attempt, failed
 from rewards.cache import ScoreCache
 from rewards.config import ConfiguredScorer, build_scorer
+from rewards.isolation.attempt import Attempt, failed
 from rewards.provenance import inputs_of
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
 from rewards.service import RewardService

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from rewards import judge_client
 from rewards.config import ConfiguredScorer
 from rewards.judge import Endpoint, EngineEndpoint, Judge, JudgeFailure
-from rewards.judge_client import retry_after_s
-from rewards.judge_prompt import Question
-from rewards.rubric_judge import VERDICT_SCHEMA
+from rewards.judges import client as judge_client
+from rewards.judges.client import retry_after_s
+from rewards.judges.prompt import Question
+from rewards.rubrics.judged import VERDICT_SCHEMA
 from rewards.scorer import Score, Scorer, Trajectory
 from rewards.service import RewardService
 from rl.types import EncodedImage

@@ -14,7 +14,8 @@ from rewards.scorer import Scorer
 
 AROUND_THE_SCORE = frozenset(
     {"rewards", "rewards.scorer", "entities"}  # the contract
-    | {"rewards.attempt", "rewards.cache", "rewards.deadline"}  # how a judge's verdict is kept and waited for
+    | {"rewards.isolation", "rewards.isolation.attempt", "rewards.isolation.deadline"}  # how a verdict is waited for
+    | {"rewards.cache"}  # and kept
     | {"rewards.config", "rewards.parameters", "rewards.places"}  # how a config is read, and its faults are told
 )
 

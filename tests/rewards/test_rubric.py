@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rewards.rubric import RubricScorer, baichuan_score, healthbench_score
-from rewards.rubric_file import load_rubric
-from rewards.rubric_rules import RULE_NAMES, RuleReader
+from rewards.rubrics.file import load_rubric
+from rewards.rubrics.rules import RULE_NAMES, RuleReader
 from rewards.scorer import Abstain, InvalidInput
 from rewards.trace import SECTION_NAMES
 from rl.errors import ConfigError
@@ -92,7 +92,7 @@ async def test_rules(trajectory: Any, rule: dict[str, Any], expected: bool) -> N
 
 
 def test_every_rule_is_in_the_schema_and_in_the_test_above() -> None:
-    schema = json.loads((Path(__file__).parents[2] / "rewards" / "rubric.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[2] / "rewards" / "rubrics" / "rubric.schema.json").read_text())
     rule = schema["$defs"]["rule"]["properties"]
     assert set(rule) == {*RULE_NAMES, "in"}
     assert set(rule["in"]["enum"]) == {"text", "outside"} | SECTION_NAMES

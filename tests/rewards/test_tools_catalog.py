@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 
 from rewards.answer import CHECKERS
-from rewards.claims import ClaimKindName
+from rewards.claims.claim import ClaimKindName
 from rewards.config import BUILT_IN
-from rewards.rubric_rules import RULE_NAMES
+from rewards.rubrics.rules import RULE_NAMES
 from rewards.tools.catalog import catalog, listing
 from rewards.tools.terminal import Paint
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rewards.config import ConfiguredScorer, load_rewards
-from rewards.judge_prompt import Question
+from rewards.judges.prompt import Question
 from rewards.rubric import RubricScorer
 from rl.cluster import start_judges, start_rewards
 from rl.config_schema import RayConfig, RewardsConfig

@@ -65,7 +65,7 @@ def test_a_store_is_filtered_and_scored_anew_without_being_held_in_memory(tmp_pa
     # 100,000 rows are 0.2 GB on disk and 5 GB as Python objects; a tenth of them must need about as much memory.
     script = textwrap.dedent("""
         import pathlib, resource, sys
-        from rl.replay import replay
+        from rl.replay.rescore import replay
         from rollouts.log import iter_rows
 
         run = pathlib.Path(sys.argv[1])

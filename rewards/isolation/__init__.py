@@ -1,0 +1,1 @@
+"""Foreign scorers in processes of their own, each `attempt` within its `deadline`."""

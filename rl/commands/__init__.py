@@ -1,0 +1,1 @@
+"""What the subcommands of ``medrl`` take and print; the work itself is done elsewhere."""

@@ -1,0 +1,131 @@
+"""A model behind an OpenAI-compatible server: what it is asked, what comes back, and what is lost."""
+
+from __future__ import annotations
+
+import base64
+import json
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import rl.benchmarks.endpoint
+from rewards.judge import Endpoint
+from rl.benchmarks.endpoint import EndpointPool
+from rl.collect import make_requests
+from rl.errors import ConfigError
+from rl.types import EncodedImage, SamplingParams, Task, Trajectory
+from tests.rewards.fake_judge import Answer, FakeServer, serve
+from tests.samples import a_task
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=64, stop=("</answer>",))
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.benchmarks.endpoint, "FIRST_REST_S", 0.01)
+
+
+def pool_of(server: FakeServer, **fields: Any) -> EndpointPool:
+    return EndpointPool(endpoint=Endpoint(url=server.url, model="m"), **fields)
+
+
+async def asked(pool: EndpointPool, *tasks: Task, num_samples: int = 1) -> list[Trajectory]:
+    requests = make_requests(
+        tasks or [a_task()], kind="eval", step=0, first=0, num_samples=num_samples, sampling=GREEDY, seed=0
+    )
+    groups = [group async for group in pool.generate(requests)]
+    return sorted((trajectory for group in groups for trajectory in group), key=lambda each: each.id)
+
+
+async def test_the_policys_own_prompt_is_asked_with_images_as_data_urls() -> None:
+    content = BytesIO()
+    Image.new("RGB", (4, 3)).save(content, "PNG")
+    image = EncodedImage(content=content.getvalue(), width=4, height=3)
+    with serve(lambda _: Answer("<think>x</think><answer>yes")) as server:
+        (found,) = await asked(pool_of(server), a_task(images=(image,)))
+    (body,) = server.requests
+    system, user = body["messages"]
+    assert system["content"].startswith("Think step by step inside <think></think>, then give yes or no")
+    assert user["content"][1] == {"type": "text", "text": "Is it?"}
+    prefix, encoded = user["content"][0]["image_url"]["url"].split(",")
+    assert prefix == "data:image/png;base64" and base64.b64decode(encoded) == image.content
+    assert (body["model"], body["temperature"], body["max_tokens"], body["stop"]) == ("m", 0.0, 64, ["</answer>"])
+    assert found.text == "<think>x</think><answer>yes" and found.finish_reason == "stop"
+    assert (found.source, found.policy_version, found.length_tokens) == ("endpoint m", -1, 0)
+
+
+async def test_samples_of_one_task_differ_by_their_seed() -> None:
+    with serve(lambda body: Answer(str(body["seed"]))) as server:
+        found = await asked(pool_of(server), num_samples=3)
+    assert len({trajectory.text for trajectory in found}) == 3
+    assert [trajectory.id for trajectory in found] == [f"eval-000000-0000/{sample}" for sample in range(3)]
+
+
+async def test_a_passing_fault_is_tried_again() -> None:
+    answers = iter([Answer("", status=503), Answer("", status=429, headers={"Retry-After": "0"}), Answer("yes")])
+    with serve(lambda _: next(answers)) as server:
+        (found,) = await asked(pool := pool_of(server))
+    assert found.text == "yes" and not pool.lost and len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests", "reason"),
+    [
+        (Answer("", status=500, body=b"overloaded"), 2, "HTTP 500 overloaded (attempt 2 of 2)"),
+        (Answer("", status=400, body=b"too long"), 1, "HTTP 400 too long (attempt 1 of 2)"),
+        (Answer("", drop=True), 2, "(attempt 2 of 2)"),
+        (Answer("", delay_s=0.6), 2, "no reply within 0.2 s"),
+        (Answer(body=b"[]"), 1, "sent no chat completion"),
+        (Answer("no", finish_reason="content_filter"), 1, "content filter withheld"),
+    ],
+)
+async def test_a_request_that_fails_for_good_is_a_lost_answer(answer: Answer, requests: int, reason: str) -> None:
+    with serve(lambda _: answer) as server:
+        (found,) = await asked(pool := pool_of(server, attempts=2, timeout_s=0.2))
+    assert (found.text, found.finish_reason) == ("", "abort")
+    assert reason in pool.lost[found.id] and len(server.requests) == requests
+
+
+async def test_a_lost_answer_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judgement(body: dict[str, Any]) -> Answer:
+        return Answer("", status=400) if body["messages"][1]["content"] == "Broken?" else Answer("yes")
+
+    with serve(judgement) as server:
+        found = await asked(pool := pool_of(server), a_task("a"), a_task("b", question="Broken?"), a_task("c"))
+    assert [each.finish_reason for each in found] == ["stop", "abort", "stop"] and len(pool.lost) == 1
+
+
+async def test_reasoning_that_a_server_takes_apart_is_put_together_again() -> None:
+    message = {"content": "<answer>yes", "reasoning_content": "because"}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    with serve(lambda _: Answer(body=body)) as server:
+        (found,) = await asked(pool_of(server))
+    assert found.text == "<think>because</think><answer>yes" and found.answer_text is None
+
+
+async def test_parameters_are_added_and_taken_out() -> None:
+    with serve(lambda _: Answer("yes")) as server:
+        await asked(pool_of(server, parameters={"stop": None, "max_completion_tokens": 9, "max_tokens": None}))
+    (body,) = server.requests
+    assert "stop" not in body and "max_tokens" not in body and body["max_completion_tokens"] == 9
+
+
+async def test_the_key_comes_from_the_environment_and_stands_in_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_KEY", "s3cret")
+    with serve(lambda _: Answer("", status=401, body=b"bad key s3cret")) as server:
+        endpoint = Endpoint(url=server.url, model="m", api_key_env="MODEL_KEY")
+        await asked(pool := EndpointPool(endpoint=endpoint))
+    assert server.headers[0]["Authorization"] == "Bearer s3cret"
+    assert list(pool.lost.values()) == ["HTTP 401 bad key *** (attempt 1 of 4)"]
+    monkeypatch.delenv("MODEL_KEY")
+    with pytest.raises(ConfigError, match="MODEL_KEY must hold the key"):
+        await asked(EndpointPool(endpoint=endpoint))
+
+
+async def test_no_more_requests_are_under_way_than_allowed() -> None:
+    with serve(lambda _: Answer("yes", delay_s=0.02)) as server:
+        endpoint = Endpoint(url=server.url, model="m", max_concurrency=3)
+        await asked(EndpointPool(endpoint=endpoint), *(a_task(str(number)) for number in range(9)))
+    assert server.most_at_once <= 3
