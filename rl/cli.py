@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _config_arguments(config)
     config.set_defaults(command=_config)
 
-    report = commands.add_parser("report", help="write report.html of a run folder anew")
+    report = commands.add_parser("report", help="write report.html of a run, a replay or an evaluation anew")
     report.add_argument("run", type=Path, metavar="RUN")
     report.set_defaults(command=_report)
 

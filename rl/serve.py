@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from rewards.judges.config import reach_judges
 from rewards.service import RewardWorker
 from rl.cluster import ray_session
 from rl.config_schema import RayConfig
-from rl.errors import ConfigError
+from rl.listen import check_free, check_guarded
 from rl.types import ScoredTrajectory, Trajectory, Unscored
 
 if TYPE_CHECKING:
@@ -43,11 +41,8 @@ def serve_rewards(
 
     rewards = load_rewards_file(path)
     token = os.environ.get(TOKEN_VARIABLE, "")
-    if not token and not _is_loopback(host):
-        raise ConfigError(
-            f"--host {host} can be reached from elsewhere: set {TOKEN_VARIABLE} to a token that requests must bear"
-        )
-    _check_free(host, port)
+    check_guarded(host, token=token, variable=TOKEN_VARIABLE)
+    check_free(host, port)
     rewards = dataclasses.replace(rewards, scorers=reach_judges(rewards.scorers))
     settings = HttpSettings(token=token, max_body_mb=max_body_mb, max_rows=max_rows)
     with ray_session(RayConfig(address=address), cpus_needed=workers + 1):
@@ -110,18 +105,3 @@ def _wait_for_signal() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_free(host: str, port: int) -> None:
-    try:
-        with socket.create_server((host, port), reuse_port=False):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port} cannot be listened on: {error.strerror}") from error

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from rl.replay.shares import Shares
-from rl.report.charts import format_value
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
-from rl.report.trace import ScorerEvidence, evidence_list, marked_trace, verdict_badge
-from rl.types import Group, ScoredTrajectory, ScoreRecord, Task, Unscored, Verdict
+from rl.report.trace import verdict_badge
+from rl.report.trajectory import case_panel, group_strip, hallucinated, outcome_chip, reward_of, trace_panel
+from rl.types import Group, ScoredTrajectory, Task, Unscored
 from rollouts.log import LoggedStep
 
 _PAIRS_SHOWN = 16
 _SHOWN_PER_KIND = 8
 _OPEN_CARDS = 2
-_CUT: Mapping[str, str] = {"length": "cut by the token limit", "abort": "aborted"}
 
 CHANGES: Mapping[str, str] = {
     "fixed": "wrong → right",
@@ -143,32 +141,15 @@ def _kinds(item: Item) -> Iterator[str]:
         yield "unscored"
     elif item.correct is False:
         yield "wrong"
-    if _hallucinated(item):
+    if hallucinated(item):
         yield "hallucinated"
-
-
-def _hallucinated(item: Item) -> dict[Verdict, int]:
-    """Refuted and unsupported claims, as counted by the scorers that check claims."""
-    checked = [record.score.metrics for record in item.scores.values() if record.score is not None]
-    verdicts: tuple[Verdict, ...] = ("refuted", "unsupported")
-    counts = {verdict: int(max((count.get(verdict, 0.0) for count in checked), default=0)) for verdict in verdicts}
-    return {verdict: count for verdict, count in counts.items() if count}
-
-
-def _all_evidence(item: Item) -> list[ScorerEvidence]:
-    return [
-        ScorerEvidence(record.scorer, evidence)
-        for record in item.scores.values()
-        if record.score is not None
-        for evidence in record.score.evidence
-    ]
 
 
 def _choice(every: Sequence[Shown]) -> list[Shown]:
     """Some of each kind, the latest first; kinds that are plenty are sampled evenly over the steps."""
     ranked = sorted(
         (index for index, one in enumerate(every) if isinstance(one.item, ScoredTrajectory)),
-        key=lambda index: (_reward(every[index].item) or 0.0, every[index].advantage or 0.0),
+        key=lambda index: (reward_of(every[index].item) or 0.0, every[index].advantage or 0.0),
     )
     picked: dict[int, frozenset[str]] = {}
     extremes = {"best": _one_of_each_group(ranked[::-1], every), "worst": _one_of_each_group(ranked, every)}
@@ -194,10 +175,6 @@ def _evenly(indices: Sequence[int], count: int) -> list[int]:
     return [indices[int(place * stride)] for place in range(min(count, len(indices)))]
 
 
-def _reward(item: Item) -> float | None:
-    return item.reward if isinstance(item, ScoredTrajectory) else None
-
-
 def _correct(item: Item) -> bool | None:
     return item.correct if isinstance(item, ScoredTrajectory) else None
 
@@ -219,7 +196,7 @@ def _change(before: Shown, after: Shown) -> str:
         return {(False, True): "fixed", (True, False): "broke", (False, False): "stayed-wrong"}.get(
             (was, now), "stayed-right"
         )
-    gain = (_reward(after.item) or 0.0) - (_reward(before.item) or 0.0)
+    gain = (reward_of(after.item) or 0.0) - (reward_of(before.item) or 0.0)
     return "better" if gain > 0 else "worse" if gain < 0 else "even"
 
 
@@ -243,7 +220,7 @@ def _change_bar(counts: Mapping[str, int]) -> Markup:
 
 def _pair_card(before: Shown, after: Shown, *, roles: Mapping[str, str], pictures: Pictures, opened: bool) -> Markup:
     change = _change(before, after)
-    rewards = " → ".join("unscored" if (r := _reward(one.item)) is None else f"{r:.2f}" for one in (before, after))
+    rewards = " → ".join("unscored" if (r := reward_of(one.item)) is None else f"{r:.2f}" for one in (before, after))
     heading = element(
         "summary",
         element("span", CHANGES[change], class_=f"chip {change}"),
@@ -252,11 +229,14 @@ def _pair_card(before: Shown, after: Shown, *, roles: Mapping[str, str], picture
     )
     sides = [
         element(
-            "div", element("h4", f"{name} ", element("small", f"step {one.step}")), _panel(one, roles), class_="side"
+            "div",
+            element("h4", f"{name} ", element("small", f"step {one.step}")),
+            trace_panel(one.item, roles),
+            class_="side",
         )
         for name, one in (("Before", before), ("After", after))
     ]
-    body = element("div", _case(after.group.task, pictures), *sides, class_="card-body pair")
+    body = element("div", _case_panel(after.group.task, pictures), *sides, class_="card-body pair")
     return element("details", heading, body, class_=f"card {change}", open="" if opened else None)
 
 
@@ -264,132 +244,35 @@ def _single_card(shown: Shown, *, roles: Mapping[str, str], pictures: Pictures, 
     trajectory = shown.item.trajectory
     heading = element(
         "summary",
-        _outcome_chip(shown.item),
+        outcome_chip(shown.item),
         element("span", shown.group.task.id, class_="case"),
         element("span", f"step {shown.step} · sample {trajectory.sample_index + 1}", class_="figures"),
         element("span", *_standing(shown), class_="figures standing"),
-        *(verdict_badge(verdict, count=count) for verdict, count in _hallucinated(shown.item).items()),
+        *(verdict_badge(verdict, count=count) for verdict, count in hallucinated(shown.item).items()),
     )
-    body = element("div", _case(shown.group.task, pictures), _panel(shown, roles), class_="card-body")
+    body = element("div", _case_panel(shown.group.task, pictures), trace_panel(shown.item, roles), class_="card-body")
     classes = " ".join(("card", *sorted(shown.kinds)))
     return element("details", heading, body, class_=classes, open="" if opened else None)
 
 
-def _outcome_chip(item: Item) -> Markup:
-    if isinstance(item, Unscored):
-        return element("span", "unscored", class_="chip unscored-chip")
-    name = {True: "right", False: "wrong", None: "scored"}[item.correct]
-    return element("span", name, class_=f"chip {name}-chip")
-
-
 def _standing(shown: Shown) -> Iterator[Markup]:
     """How the trajectory came out beside the others of its group."""
-    reward = _reward(shown.item)
+    reward = reward_of(shown.item)
     yield element("span", "no reward" if reward is None else f"reward {reward:.2f}")
-    yield _group_strip(shown)
+    yield group_strip([item.reward for item in shown.group.scored], _place(shown))
     if shown.advantage is not None:
         yield element("span", f"advantage {shown.advantage:+.2f}".replace("-", "−"))
     if shown.share:
         yield element("span", shown.share.replace("-", "−"))
 
 
-def _group_strip(shown: Shown) -> Markup:
-    """The rewards of the group on a line from 0 to 1, its mean as a tick, this trajectory filled."""
-    rewards = [item.reward for item in shown.group.scored]
-    if len(rewards) < 2:
-        return Markup()
-    mean = sum(rewards) / len(rewards)
-    low, high = min(0.0, *rewards), max(1.0, *rewards)
-
-    def place(reward: float) -> float:
-        return 5 + 90 * (reward - low) / (high - low)
-
-    dots = [
-        element("circle", cx=place(item.reward), cy=9, r=3.2, class_="this" if item is shown.item else "other")
-        for item in sorted(shown.group.scored, key=lambda item: item is shown.item)
-    ]
-    label = f"rewards of the group's {len(rewards)} trajectories, mean {mean:.2f}"
-    return element(
-        "svg",
-        element("title", label),
-        element("line", x1=5, x2=95, y1=9, y2=9, class_="rule"),
-        element("line", x1=place(mean), x2=place(mean), y1=3, y2=15, class_="mean"),
-        *dots,
-        class_="strip",
-        viewBox="0 0 100 18",
-        role="img",
-        aria_label=label,
-    )
+def _place(shown: Shown) -> int | None:
+    """Where the trajectory stands among those of its group that have a reward."""
+    return next((place for place, item in enumerate(shown.group.scored) if item is shown.item), None)
 
 
-def _case(task: Task, pictures: Pictures) -> Markup:
-    """The images, the question, the reference answer and the record of a case."""
+def _case_panel(task: Task, pictures: Pictures) -> Markup:
     images = [
         pictures.element(image, f"image {index + 1} of case {task.id}") for index, image in enumerate(task.images)
     ]
-    answer = task.answer.get("value", task.answer)
-    written = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    rows = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            element("td", f"{entry.value:g} {entry.unit}"),
-            element("td", entry.reading),
-        )
-        for name, entry in task.record.items()
-    ]
-    record = element(
-        "details", element("summary", f"Record, {len(rows)} measurements"), element("table", *rows), class_="folded"
-    )
-    return element(
-        "div",
-        *images,
-        element("p", task.question, class_="question"),
-        element("p", element("span", "Reference ", class_="dim"), element("b", written)),
-        record if rows else Markup(),
-        class_="case-panel",
-    )
-
-
-def _panel(shown: Shown, roles: Mapping[str, str]) -> Markup:
-    """What the policy wrote and what was said of it."""
-    item, trajectory = shown.item, shown.item.trajectory
-    facts = [f"{trajectory.length_tokens:,} tokens", f"policy version {trajectory.policy_version}"]
-    if trajectory.source:
-        facts = [f"imported from {trajectory.source}"]
-    if (reward := _reward(item)) is not None:
-        facts.insert(0, f"reward {reward:.3f}")
-    if trajectory.finish_reason in _CUT:
-        facts.append(_CUT[trajectory.finish_reason])
-    if trajectory.tool_calls:
-        facts.append(f"{len(trajectory.tool_calls)} tool calls")
-    failure = element("p", f"Unscored: {item.reason}", class_="failure") if isinstance(item, Unscored) else Markup()
-    return element(
-        "div",
-        element("p", _outcome_chip(item), element("span", " · ".join(facts), class_="dim"), class_="facts"),
-        marked_trace(trajectory.text, _all_evidence(item)),
-        failure,
-        element(
-            "div", *(_score(record, roles.get(record.scorer, "")) for record in item.scores.values()), class_="scores"
-        ),
-        class_="panel",
-    )
-
-
-def _score(record: ScoreRecord, role: str) -> Markup:
-    score = record.score
-    if score is None:
-        figure = element("span", record.outcome.replace("_", " "), class_=f"outcome {record.outcome}")
-        reason, evidence = record.reason, Markup()
-    else:
-        figure = element("span", element("i", style=f"width:{100 * score.value:.1f}%"), class_="meter")
-        figure = join(figure, element("b", format_value(score.value, "score")))
-        reason, evidence = score.reason, evidence_list(score.evidence)
-    closed = (
-        element("span", "gate closed: reward 0", class_="failure")
-        if score and not score.gate_open and "gate" in role
-        else Markup()
-    )
-    name = element("span", element("b", record.scorer), " ", element("small", role), title=f"version {record.version}")
-    why = element("div", element("p", reason[:1000]) if reason else Markup(), closed, evidence, class_="why")
-    return element("div", element("div", name, figure, class_="score-head"), why, class_="score")
+    return case_panel(task, images)

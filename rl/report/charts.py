@@ -104,21 +104,20 @@ def line_chart(
     """Curves over steps. ``bounds`` are what a value can be at all; ``level`` is drawn across, to compare with;
     ``span`` are the steps that the axis shows, those of the curves where it is None."""
     drawn = [replace(one, points=_thin(one.points)) for one in series]
-    plot = line_plot(drawn, unit=unit, bounds=bounds, level=level, logarithmic=logarithmic, span=span, size=size)
+    plot = _line_plot(drawn, unit=unit, bounds=bounds, level=level, logarithmic=logarithmic, span=span, size=size)
     return _svg(title, drawn, plot, unit=unit, size=size)
 
 
-def line_plot(
+def _line_plot(
     series: Sequence[Series],
     *,
-    unit: str = "",
-    bounds: tuple[float, float] | None = None,
-    level: float | None = None,
-    logarithmic: bool = False,
-    span: tuple[float, float] | None = None,
-    size: Size = SMALL,
+    unit: str,
+    bounds: tuple[float, float] | None,
+    level: float | None,
+    logarithmic: bool,
+    span: tuple[float, float] | None,
+    size: Size,
 ) -> Plot:
-    """Axes and curves alone, to be set into any picture."""
     values = [value for one in series for _, value in one.points if math.isfinite(value)]
     x = _step_scale(series, size, span=span, margin=0.0)
     values = values if level is None else [*values, level]

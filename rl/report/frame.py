@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rl.report.markup import Markup, element
 
-_STYLE = Path(__file__).with_name("report.css")
-_SCRIPT = Path(__file__).with_name("report.js")
+STYLE = Path(__file__).with_name("report.css")
+SCRIPT = Path(__file__).with_name("report.js")
 
 
 def document(name: str, *, links: Mapping[str, str], sections: Iterable[Markup]) -> str:
     """The whole page of ``name``: it loads nothing, and runs no script but its own. ``links`` lead to sections."""
-    script = _SCRIPT.read_text(encoding="utf-8")
+    script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = element(
@@ -24,9 +24,14 @@ def document(name: str, *, links: Mapping[str, str], sections: Iterable[Markup])
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", f"{name} · medrl report"),
-        element("style", Markup(_STYLE.read_text(encoding="utf-8"))),
+        element("style", Markup(STYLE.read_text(encoding="utf-8"))),
     )
-    body = element("body", _top_bar(name, links), element("main", *sections), element("script", Markup(script)))
+    body = element(
+        "body",
+        top_bar(name, {f"#{target}": title for target, title in links.items()}),
+        element("main", *sections),
+        element("script", Markup(script)),
+    )
     return "<!doctype html>\n" + element("html", head, body, lang="en")
 
 
@@ -36,7 +41,8 @@ def section(name: str, title: str, lead: str, *content: Markup) -> Markup:
     )
 
 
-def _top_bar(name: str, links: Mapping[str, str]) -> Markup:
+def top_bar(name: str, links: Mapping[str, str]) -> Markup:
+    """The bar above every page. ``links`` goes by address."""
     themes = [
         element(
             "label",
@@ -49,6 +55,6 @@ def _top_bar(name: str, links: Mapping[str, str]) -> Markup:
         "header",
         element("span", "medrl", class_="brand"),
         element("span", name, class_="run-name"),
-        element("nav", *(element("a", title, href=f"#{target}") for target, title in links.items())),
+        element("nav", *(element("a", title, href=address) for address, title in links.items())),
         element("fieldset", element("legend", "Theme", class_="unseen"), *themes, class_="theme"),
     )

@@ -84,6 +84,17 @@ def read_run(run_dir: Path) -> RunRecord:
     )
 
 
+def config_roles(config: Mapping[str, Any]) -> dict[str, str]:
+    """What each scorer's score is used for, in the words of the config."""
+    section = config.get("rewards") or {}
+    scorers = section.get("scorers") or {}
+    return {
+        name: "gate" if entry.get("gate") else f"weight {entry.get('weight', 1.0)}"
+        for name, entry in scorers.items()
+        if isinstance(entry, dict)
+    }
+
+
 def _text(path: Path, notes: list[str]) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")

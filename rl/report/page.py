@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from rl.metrics import METRICS, Metric, declaration
 from rl.progress import duration
 from rl.report.cards import evaluation_cards, trajectory_cards
 from rl.report.charts import LARGE, SMALL, Series, format_value, line_chart, stacked_chart
 from rl.report.frame import document, section
-from rl.report.input import RunRecord
+from rl.report.input import RunRecord, config_roles
 from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
 from rl.report.trace import verdict_badge
@@ -38,7 +37,7 @@ def page(run: RunRecord) -> str:
 
 
 def _sections(run: RunRecord) -> Iterator[Markup]:
-    roles = _roles(run.config)
+    roles = config_roles(run.config)
     pictures = Pictures()
     yield _verdict(run)
     if charts := _charts(run):
@@ -260,17 +259,6 @@ def _key_entry(series: Series, unit: str, meaning: str) -> Markup:
         element("b", last),
         title=meaning,
     )
-
-
-def _roles(config: Mapping[str, Any]) -> dict[str, str]:
-    """What each scorer's score is used for, in the words of the config."""
-    section = config.get("rewards") or {}
-    scorers = section.get("scorers") or {}
-    return {
-        name: "gate" if entry.get("gate") else f"weight {entry.get('weight', 1.0)}"
-        for name, entry in scorers.items()
-        if isinstance(entry, dict)
-    }
 
 
 def _setup(run: RunRecord) -> Markup:

@@ -10,7 +10,7 @@ for (const choice of document.querySelectorAll("input[name=theme]")) {
   }
 }
 
-for (const claim of document.querySelectorAll(".claim")) {
+function keepTipsInView(claim) {
   const tip = claim.querySelector(".tip");
   const keepInView = () => {
     tip.style.left = "0";
@@ -44,7 +44,7 @@ function nearest(places, place) {
   return best;
 }
 
-for (const chart of document.querySelectorAll("svg.chart")) {
+function readUnderPointer(chart) {
   const readings = JSON.parse(chart.dataset.readings);
   const cursor = chart.querySelector(".cursor");
   chart.addEventListener("pointerleave", () => {
@@ -69,3 +69,10 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     readout.style.top = `${event.clientY - readout.offsetHeight / 2}px`;
   });
 }
+
+function wire(root) {
+  root.querySelectorAll(".claim").forEach(keepTipsInView);
+  root.querySelectorAll("svg.chart").forEach(readUnderPointer);
+}
+
+wire(document);

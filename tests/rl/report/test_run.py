@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from rl.errors import LogError
 from rl.metrics import MetricsLog
 from rl.report.pictures import Pictures
-from rl.report.run import curves_svg, write_report
+from rl.report.run import write_report
 from rl.types import (
     EncodedImage,
     Evidence,
@@ -369,11 +368,19 @@ def test_every_chart_of_the_metrics_is_drawn_and_what_never_changes_is_one_line(
     assert "Accuracy: held-out 40.0% at step 0, 80.0% at step 4" in labels
 
 
-def test_the_curves_of_several_runs_are_one_picture_that_stands_for_itself(tmp_path: Path) -> None:
-    runs = [a_run(tmp_path / "seed 0"), a_run(tmp_path / "seed <1>", accuracies=(0.5, 0.9))]
-    picture = ElementTree.fromstring(curves_svg(runs))
-    texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
-    for shown in ("seed 0", "seed <1>", "Held-out accuracy", "Held-out reward", "step"):
-        assert shown in texts
-    assert "logistic regression on the same measurements, 95.0%" in texts
-    assert len(list(picture.iter("{http://www.w3.org/2000/svg}path"))) == 4
+def test_a_replay_gets_the_page_of_its_comparison_and_an_evaluation_that_of_its_results(tmp_path: Path) -> None:
+    source, replay, suite = a_run(tmp_path / "source"), tmp_path / "replay", tmp_path / "suite"
+    write_step(replay, training(1))
+    (replay / "replay.json").write_text(json.dumps({"source": str(source), "scorers": {}}))
+    assert report(replay).text("h1") == "Both scorings agree on all 3 trajectories."
+    suite.mkdir()
+    results = {"model": "a policy", "seed": 0, "sampling": {"temperature": 0.0}, "benchmarks": {}}
+    (suite / "results.json").write_text(json.dumps(results))
+    assert report(suite).text("h1") == "a policy"
+
+
+def test_a_replay_whose_source_is_gone_is_an_error(tmp_path: Path) -> None:
+    write_step(tmp_path, training(1))
+    (tmp_path / "replay.json").write_text(json.dumps({"source": str(tmp_path / "gone"), "scorers": {}}))
+    with pytest.raises(LogError, match="gone"):
+        write_report(tmp_path)
