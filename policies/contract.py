@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class LearnerSettings:
     minibatches: int
     micro_batch_tokens: int
     packing: bool
+    attention: Literal["sdpa", "flex", "flash"]
     on_gpu: bool
 
 

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from policies.attention import use_packed_attention
 from policies.contract import Gradient, Gradients, LearnerSettings, RankUpdate
 from policies.learner_state import load_state, save_state
 from policies.logprobs import chunk_count, token_logprobs
-from policies.packing import MicroBatch, MicroBatchBuilder, Row, make_rows, plan_micro_batches
+from policies.packing import MicroBatch, MicroBatchBuilder
+from policies.rows import Row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
 from policies.weights import base_model, checkpoint_arrays, full_weights
@@ -73,7 +75,11 @@ class Learner:
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
         )
-        self.builder = MicroBatchBuilder(model.model, self.processor, packing=settings.packing)
+        if settings.packing:
+            use_packed_attention(model)
+        self.builder = MicroBatchBuilder(
+            model.model, self.processor, kernel=settings.attention if settings.packing else None
+        )
         reference = model if settings.with_reference and not settings.lora_rank else None
         self.reference = self._frozen_copy(reference) if reference is not None else None
         self.engine = self._engine(self._trainable(model))
@@ -220,10 +226,8 @@ class Learner:
     def _minibatch(self, placed: Sequence[tuple[int, TrainSample]]) -> _MiniBatch:
         """This rank's passes over the samples of one optimizer step."""
         samples = [sample for _, sample in placed]
-        rows = make_rows(samples, packing=self.settings.packing)
-        plan = plan_micro_batches(
-            [row.length for row in rows], ranks=self.ranks, budget_tokens=self.settings.micro_batch_tokens
-        )
+        rows = self.builder.rows(samples)
+        plan = self.builder.plan(rows, ranks=self.ranks, budget_tokens=self.settings.micro_batch_tokens)
         return _MiniBatch(
             micros=[self._build(rows, passes) for passes in zip(*plan, strict=True)],
             places=[place for place, _ in placed],

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.rollout_correction.mode": ("none", "truncate", "mask"),
     "loss.rollout_correction.level": ("token", "sequence"),
     "learner.zero_stage": ("0", "1", "2", "3"),
+    "learner.attention": ("auto", "sdpa", "flex", "flash"),
 }
 
 Range = tuple[str, Callable[[Any], bool]]
@@ -177,6 +178,14 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
         (
             len(config.learner.adam_betas) != 2 or not all(0 <= beta < 1 for beta in config.learner.adam_betas),
             f"learner.adam_betas must be two numbers in [0, 1); got {list(config.learner.adam_betas)}",
+        ),
+        (
+            config.learner.attention in ("flex", "flash") and config.learner.gpus_per_rank == 0,
+            f"learner.attention must be auto or sdpa where learner.gpus_per_rank is 0; got {config.learner.attention}",
+        ),
+        (
+            config.learner.attention == "flash" and config.policy.dtype != "bfloat16",
+            f"learner.attention=flash computes in 16 bits; set policy.dtype=bfloat16, got {config.policy.dtype}",
         ),
         (
             config.loss.objective == "cispo" and config.loss.dual_clip > 0,

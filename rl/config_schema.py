@@ -202,6 +202,9 @@ class LearnerConfig:
     """Most tokens in one forward pass of one rank; what does not fit is accumulated."""
     packing: bool = True
     """One sequence per group with its prompt once; false gives one padded row per trajectory."""
+    attention: str = "auto"
+    """How packed sequences attend (see policies/attention.py): ``sdpa``, ``flex`` or ``flash``; ``auto`` takes ``flex``
+    on a GPU and ``sdpa`` without one."""
     timeout_s: float = 1800.0
 
 

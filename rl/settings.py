@@ -8,7 +8,7 @@ from typing import Any
 
 from policies.contract import LearnerSettings
 from rewards.judge import EngineEndpoint
-from rl.config_schema import RunConfig
+from rl.config_schema import LearnerConfig, RunConfig
 from rl.types import SamplingParams
 from rollouts.chat_server import ChatServerSettings
 from rollouts.engine import EngineSettings
@@ -72,8 +72,16 @@ def learner_settings(config: RunConfig, policy_path: str) -> LearnerSettings:
         minibatches=learner.minibatches,
         micro_batch_tokens=learner.micro_batch_tokens,
         packing=learner.packing,
+        attention=_attention_kernel(learner),
         on_gpu=learner.gpus_per_rank > 0,
     )
+
+
+def _attention_kernel(learner: LearnerConfig) -> Any:
+    """What ``auto`` stands for: the kernel that never holds a branch's keys twice, where there is one."""
+    if learner.attention == "auto":
+        return "flex" if learner.gpus_per_rank > 0 else "sdpa"
+    return learner.attention
 
 
 def loss_function(config: RunConfig) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ SLOW_IMPORTS = frozenset(
 )
 STACK_MODULES = frozenset(
     {
+        "policies.attention",
         "policies.learner",
         "policies.learner_state",
         "policies.logprobs",

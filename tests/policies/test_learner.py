@@ -43,6 +43,7 @@ def settings(tiny_policy: Path) -> LearnerSettings:
         minibatches=1,
         micro_batch_tokens=400,
         packing=True,
+        attention="sdpa",
         on_gpu=False,
     )
 
@@ -124,16 +125,17 @@ def one_rank(settings: LearnerSettings, batch: TrainBatch, ray_session: Any) -> 
     return run(settings, batch, ranks=1, ray=ray_session)
 
 
-def assert_same(outcome: Outcome, expected: Outcome, *, atol: float = 2e-5) -> None:
+def assert_same(outcome: Outcome, expected: Outcome) -> None:
     for got, wanted in ((outcome.first, expected.first), (outcome.second, expected.second)):
         assert got.keys() == wanted.keys()
         for name in ("total", "policy", "entropy", "kl_old", "ratio_mean", "grad_norm"):
             assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), name
     for got_part, wanted_part in zip(outcome.logprobs, expected.logprobs, strict=True):
-        np.testing.assert_allclose(got_part, wanted_part, atol=atol)
+        np.testing.assert_allclose(got_part, wanted_part, atol=2e-5)
     assert outcome.weights.keys() == expected.weights.keys()
     for name, weight in outcome.weights.items():
-        np.testing.assert_allclose(weight, expected.weights[name], atol=atol, err_msg=name)
+        # Two steps move a weight by up to 2e-3, and Adam divides by the gradient, however near to rounding it is.
+        np.testing.assert_allclose(weight, expected.weights[name], atol=5e-5, err_msg=name)
 
 
 def test_one_rank_makes_the_update_that_plain_torch_makes(
@@ -142,12 +144,13 @@ def test_one_rank_makes_the_update_that_plain_torch_makes(
     import torch
 
     from policies.learner import PolicyModel
-    from policies.packing import MicroBatchBuilder, make_rows
+    from policies.packing import MicroBatchBuilder
     from policies.vlm import load_policy
 
     model, processor = load_policy(settings.policy_path)
     policy = PolicyModel(model, temperature=1.0, entropy_gradient=False)
-    micro = MicroBatchBuilder(model.model, processor, packing=False).build(make_rows(batch.samples, packing=False))
+    builder = MicroBatchBuilder(model.model, processor, kernel=None)
+    micro = builder.build(builder.rows(batch.samples))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     norms = []
     for _ in range(2):

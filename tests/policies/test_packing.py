@@ -1,43 +1,24 @@
-"""Packing: the plan of passes, the mask and the loss tokens, and equality with the plain path on real models."""
+"""Packing: the tensors of a pass, and equality with the plain path on real models, however a batch is cut."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from policies.packing import MicroBatchBuilder, make_rows, plan_micro_batches
-from rl.types import TrainSample
+from policies.packing import MicroBatch, MicroBatchBuilder
+from rl.types import EncodedImage, TrainSample
 from tests.samples import a_sample
 
-
-@given(
-    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=40),
-    ranks=st.integers(1, 5),
-    budget=st.integers(1, 2000),
-)
-def test_a_plan_runs_every_row_once_and_gives_every_rank_as_many_passes(
-    lengths: list[int], ranks: int, budget: int
-) -> None:
-    plan = plan_micro_batches(lengths, ranks=ranks, budget_tokens=budget)
-    assert sorted(row for share in plan for rows in share for row in rows) == list(range(len(lengths)))
-    assert len(plan) == ranks and len({len(share) for share in plan}) == 1
-    for rows in (rows for share in plan for rows in share):
-        assert len(rows) <= 1 or len(rows) * max(lengths[row] for row in rows) <= budget
-
-
-def test_equal_rows_are_spread_evenly_over_ranks() -> None:
-    # 8 rows of 100 on 2 ranks: 400 tokens each, in one pass, though the budget would take them all
-    plan = plan_micro_batches([100] * 8, ranks=2, budget_tokens=10_000)
-    assert [[len(rows) for rows in share] for share in plan] == [[4], [4]]
+VOCABULARY = 200
+"""Ids from 20 up to here are text to both tiny policies."""
 
 
 class _Model:
@@ -47,12 +28,16 @@ class _Model:
         image_token_id = 9
 
 
-BUILDER = MicroBatchBuilder(_Model(), None, packing=True)
+BUILDER = MicroBatchBuilder(_Model(), None, kernel="sdpa")
 GROUP = [a_sample([4, 5], advantage=1.0), a_sample([6, 7, 8], advantage=-1.0)]
 
 
+def build(samples: Sequence[TrainSample]) -> MicroBatch:
+    return BUILDER.build(BUILDER.rows(samples))
+
+
 def test_a_packed_row_holds_the_prompt_once_and_restarts_positions_at_each_completion() -> None:
-    micro = BUILDER.build(make_rows(GROUP, packing=True))
+    micro = build(GROUP)
     assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert micro.model_inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
     assert micro.targets.tolist() == [4, 5, 6, 7, 8]
@@ -61,113 +46,207 @@ def test_a_packed_row_holds_the_prompt_once_and_restarts_positions_at_each_compl
     assert micro.advantages.tolist() == [1.0, -1.0]
 
 
-def test_a_completion_sees_the_prompt_and_itself_and_no_other_completion() -> None:
-    mask = BUILDER.build(make_rows(GROUP, packing=True)).model_inputs["attention_mask"][0, 0].int().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0, 1, 0, 0],
-        [1, 1, 1, 0, 0, 1, 1, 0],
-        [1, 1, 1, 0, 0, 1, 1, 1],
-    ]
+def test_groups_stand_one_after_the_other_without_padding() -> None:
+    micro = build([*GROUP, a_sample([4], group=1, prompt=[2])])
+    assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 2, 4]]
+    assert micro.model_inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1]]
+    assert micro.predictors.tolist() == [2, 3, 2, 5, 6, 8]
 
 
-def test_padding_sees_itself_alone_and_is_seen_by_nothing() -> None:
-    rows = make_rows([*GROUP, a_sample([4], group=1)], packing=True)
-    mask = BUILDER.build(rows).model_inputs["attention_mask"][1, 0].int()
-    assert mask[4:].tolist() == torch.eye(8, dtype=torch.int32)[4:].tolist()
-    assert mask[:4, 4:].sum() == 0
+def test_what_completions_begin_with_in_common_stands_once_and_is_trained_for_each() -> None:
+    micro = build([a_sample([4, 5]), a_sample([4, 6])])
+    assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert micro.targets.tolist() == [4, 5, 4, 6]
+    assert micro.predictors.tolist() == [2, 3, 2, 3]
+    assert micro.sample_ids.tolist() == [0, 0, 1, 1]
 
 
 def test_tokens_off_the_loss_mask_are_neither_predicted_nor_lost_from_the_context() -> None:
     mask = np.array([False, False, False, True, False, True])
-    micro = BUILDER.build(make_rows([a_sample([4, 5, 6], loss_mask=mask)], packing=True))
+    micro = build([a_sample([4, 5, 6], loss_mask=mask)])
     assert micro.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]
     assert micro.targets.tolist() == [4, 6]
     assert micro.predictors.tolist() == [2, 4]
 
 
-def _random_groups(rng: np.random.Generator, prompts: Sequence[Any], *, vocabulary: int) -> list[TrainSample]:
-    """Two to four completions of 1 to 12 tokens for each ``(prompt ids, images)``."""
+def _single_turn(rng: np.random.Generator, processor: Any) -> list[TrainSample]:
+    """Two to four completions of 1 to 12 tokens for each prompt: with one image, another shape, two, and none."""
+    questions = [[_picture(112, 112)], [_picture(256, 61)], [_picture(90, 251), _picture(30, 41)], []]
     return [
         a_sample(
-            rng.integers(20, vocabulary, size=rng.integers(1, 13)).tolist(),
-            prompt=prompt,
-            images=images,
+            _text(rng, 1, 13),
+            prompt=_prompt_ids(processor, images),
+            images=tuple(images),
             group=number,
             advantage=float(rng.normal()),
         )
-        for number, (prompt, images) in enumerate(prompts)
+        for number, images in enumerate(questions)
         for _ in range(rng.integers(2, 5))
     ]
 
 
-def _logprobs_and_gradient(
-    model: Any, processor: Any, samples: Sequence[TrainSample], *, packing: bool
+def _multi_turn(rng: np.random.Generator, processor: Any) -> list[TrainSample]:
+    """Completions that get images from a tool: after the same words or others, the same image, another, or none."""
+    scan = _picture(112, 112)
+    prompt, words = _prompt_ids(processor, [scan]), _text(rng, 3, 6)
+    crops = [_picture(56, 56), _picture(56, 56, seed=1), _picture(120, 61)]
+    turns = [
+        [(words, [crops[0]])],
+        [(words, [crops[0]]), (_text(rng, 1, 5), [crops[2]])],
+        [(words, [crops[1]])],
+        [(_text(rng, 2, 5), [crops[2], crops[0]])],
+        [(words, [])],
+    ]
+    samples = [_conversation(rng, processor, prompt, scan, turns=turns[number], group=0) for number in range(5)]
+    # In the second group all share the first crop too, so that the shared part reaches beyond an image.
+    return samples + [_conversation(rng, processor, prompt, scan, turns=turns[0], group=1) for _ in range(3)]
+
+
+def _conversation(
+    rng: np.random.Generator, processor: Any, prompt: list[int], scan: EncodedImage, *, turns: Any, group: int
+) -> TrainSample:
+    completion: list[int] = []
+    trained: list[bool] = [False] * len(prompt)
+    for words, shown in turns:
+        answer = _prompt_ids(processor, shown)
+        completion += [*words, *answer]
+        trained += [True] * len(words) + [False] * len(answer)
+    last = _text(rng, 1, 8)
+    return a_sample(
+        completion + last,
+        prompt=prompt,
+        group=group,
+        advantage=float(rng.normal()),
+        loss_mask=np.array(trained + [True] * len(last)),
+        images=(scan, *(image for _, shown in turns for image in shown)),
+    )
+
+
+def _text(rng: np.random.Generator, low: int, high: int) -> list[int]:
+    ids: list[int] = rng.integers(20, VOCABULARY, size=rng.integers(low, high)).tolist()
+    return ids
+
+
+def _picture(width: int, height: int, *, seed: int = 0) -> EncodedImage:
+    from rollouts.images import encode
+
+    pixels = np.random.default_rng([width, seed]).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return encode(Image.fromarray(pixels))
+
+
+def _prompt_ids(processor: Any, images: Sequence[EncodedImage]) -> list[int]:
+    """Ids with every image token expanded, as the engine returns them."""
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "Is the mass malignant?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    pictures = [image.decode() for image in images]
+    ids: list[int] = processor(text=[text], images=pictures or None, add_special_tokens=False)["input_ids"][0]
+    return list(ids)
+
+
+@functools.cache
+def _policy(path: Path) -> Any:
+    from policies.vlm import load_policy
+
+    return load_policy(str(path))
+
+
+@pytest.fixture(params=["tiny_policy", "tiny_qwen"])
+def policy(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A Seed-style VLM, and one with three-dimensional positions: the model and its processor."""
+    model, processor = _policy(request.getfixturevalue(request.param))
+    yield model, processor
+    model.gradient_checkpointing_disable()
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, MicroBatch, Sequence[TrainSample]], torch.Tensor]
+
+
+def _weighted(logprobs: torch.Tensor, entropy: torch.Tensor, micro: MicroBatch, samples: Any) -> torch.Tensor:
+    """A loss that weighs every token of a sample differently."""
+    weight = torch.cat([torch.linspace(-1, 1, int((micro.sample_ids == i).sum())) for i in range(len(micro.indices))])
+    return (logprobs * (weight + micro.advantages[micro.sample_ids])).sum()
+
+
+def _update(
+    policy: Any,
+    samples: Sequence[TrainSample],
+    *,
+    packing: bool,
+    loss: Loss = _weighted,
+    ranks: int = 1,
+    budget_tokens: int = 10**6,
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """Logprobs by place and the gradient summed over all passes of all ranks, which take their turns."""
+    from policies.attention import use_packed_attention
     from policies.learner import PolicyModel
 
+    model, processor = policy
+    model.config.get_text_config()._attn_implementation = "sdpa"
+    if packing:
+        use_packed_attention(model)
     model.zero_grad()
-    policy = PolicyModel(model, temperature=1.0, entropy_gradient=False)
-    micro = MicroBatchBuilder(model.model, processor, packing=packing).build(make_rows(samples, packing=packing))
-    logprobs, _ = policy(micro)
-    weight = torch.cat([torch.linspace(-1, 1, int((micro.sample_ids == i).sum())) for i in range(len(micro.indices))])
-    (logprobs * (weight + micro.advantages[micro.sample_ids])).sum().backward()
+    builder = MicroBatchBuilder(model.model, processor, kernel="sdpa" if packing else None)
+    rows = builder.rows(samples)
+    by_place = {}
+    for passes in builder.plan(rows, ranks=ranks, budget_tokens=budget_tokens):
+        for chosen in filter(None, passes):
+            micro = builder.build([rows[index] for index in chosen])
+            logprobs, entropy = PolicyModel(model, temperature=1.0, entropy_gradient=True)(micro)
+            loss(logprobs, entropy, micro, samples).backward()
+            by_place |= {place: logprobs[micro.sample_ids == i].detach() for i, place in enumerate(micro.indices)}
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    by_place = {place: logprobs[micro.sample_ids == number].detach() for number, place in enumerate(micro.indices)}
     return by_place, gradient
 
 
-def _assert_packed_equals_plain(model: Any, processor: Any, prompts: Sequence[Any], *, vocabulary: int) -> None:
+def _assert_same(got: Any, wanted: Any) -> None:
+    assert got[0].keys() == wanted[0].keys()
+    for place, logprobs in wanted[0].items():
+        torch.testing.assert_close(got[0][place], logprobs, atol=1e-5, rtol=0)
+    difference = (got[1] - wanted[1]).norm() / wanted[1].norm()
+    assert math.isfinite(difference) and difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trajectories", [_single_turn, _multi_turn])
+def test_packed_logprobs_and_gradients_equal_the_plain_ones(policy: Any, trajectories: Any) -> None:
     for seed in range(3):
-        samples = _random_groups(np.random.default_rng(seed), prompts, vocabulary=vocabulary)
-        plain, plain_gradient = _logprobs_and_gradient(model, processor, samples, packing=False)
-        packed, packed_gradient = _logprobs_and_gradient(model, processor, samples, packing=True)
-        assert plain.keys() == packed.keys() == set(range(len(samples)))
-        for place in plain:
-            torch.testing.assert_close(packed[place], plain[place], atol=1e-5, rtol=0)
-        difference = (packed_gradient - plain_gradient).norm() / plain_gradient.norm()
-        assert math.isfinite(difference) and difference < 1e-4
-
-
-def _prompts(processor: Any) -> list[Any]:
-    """Prompt ids and images: one of three very different sizes each, two in one prompt, and none."""
-    from rollouts.images import encode
-
-    def picture(width: int, height: int) -> Any:
-        pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        return encode(Image.fromarray(pixels))
-
-    questions = [[picture(112, 112)], [picture(256, 61)], [picture(90, 251), picture(30, 41)], []]
-    prompts = []
-    for images in questions:
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "Is the mass malignant?"}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-        prompts.append((_expanded(processor, text, images), tuple(images)))
-    return prompts
+        samples = trajectories(np.random.default_rng(seed), policy[1])
+        plain = _update(policy, samples, packing=False)
+        packed = _update(policy, samples, packing=True)
+        assert set(packed[0]) == set(range(len(samples)))
+        _assert_same(packed, plain)
 
 
 @pytest.mark.slow
-def test_packed_logprobs_and_gradients_equal_the_plain_ones_of_a_seed_style_vlm(tiny_policy: Path) -> None:
-    from policies.vlm import load_policy
-
-    model, processor = load_policy(str(tiny_policy))
-    _assert_packed_equals_plain(model, processor, _prompts(processor), vocabulary=300)
+def test_checkpointed_activations_change_nothing(policy: Any) -> None:
+    samples = _multi_turn(np.random.default_rng(0), policy[1])
+    kept = _update(policy, samples, packing=True)
+    policy[0].train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy[0].enable_input_require_grads()
+    _assert_same(_update(policy, samples, packing=True), kept)
 
 
 @pytest.mark.slow
-def test_packed_logprobs_and_gradients_equal_the_plain_ones_under_three_dimensional_positions(tiny_qwen: Path) -> None:
-    from policies.vlm import load_policy
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_an_update_is_the_same_on_one_two_and_four_ranks_and_in_small_passes(policy: Any, aggregation: Any) -> None:
+    from rl.loss import LossSettings, policy_loss
 
-    model, processor = load_policy(str(tiny_qwen))
-    _assert_packed_equals_plain(model, processor, _prompts(processor), vocabulary=200)
+    def loss(logprobs: Any, entropy: Any, micro: MicroBatch, samples: Sequence[TrainSample]) -> torch.Tensor:
+        return policy_loss(
+            logprobs,
+            logprobs.detach(),
+            rollout_logprobs=micro.rollout_logprobs,
+            advantages=micro.advantages,
+            sample_ids=micro.sample_ids,
+            global_tokens=sum(int(sample.loss_mask.sum()) for sample in samples),
+            global_samples=len(samples),
+            ref_logprobs=None,
+            entropy=entropy,
+            settings=LossSettings(aggregation=aggregation, entropy_coef=0.01),
+        ).loss
 
-
-def _expanded(processor: Any, prompt: str, images: Sequence[Any]) -> list[int]:
-    """Prompt ids with every image token expanded, as the engine returns them."""
-    pictures = [image.decode() for image in images]
-    ids: list[int] = processor(text=[prompt], images=pictures or None, add_special_tokens=False)["input_ids"][0]
-    return list(ids)
+    samples = _single_turn(np.random.default_rng(0), policy[1])
+    whole = _update(policy, samples, packing=True, loss=loss)
+    for ranks, budget_tokens in [(1, 60), (2, 10**6), (4, 60)]:
+        _assert_same(_update(policy, samples, packing=True, loss=loss, ranks=ranks, budget_tokens=budget_tokens), whole)
+    _assert_same(_update(policy, samples, packing=False, loss=loss, ranks=2, budget_tokens=200), whole)
