@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
 
 from policies.vlm import load_policy
 from rl.types import EncodedImage
@@ -38,6 +37,7 @@ def warm_start(
     ``loss`` and ``seconds``.
     """
     from datasets import IterableDataset
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     model, processor = load_policy(policy_path)
@@ -62,7 +62,6 @@ def warm_start(
         disable_tqdm=True,
         max_length=None,
         remove_unused_columns=False,
-        dataloader_num_workers=0,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = SFTTrainer(
@@ -71,14 +70,14 @@ def warm_start(
         train_dataset=IterableDataset.from_generator(_rows, gen_kwargs={"examples": examples}),
         data_collator=_Collator(processor),
         processing_class=processor,
-        callbacks=[_LossLog(log)],
+        callbacks=[_loss_log(log)],
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return {"loss": float(losses[-1]), "seconds": float(result.metrics["train_runtime"])}
+    for part in (model, processor):
+        part.save_pretrained(out)
+    last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
+    return {"loss": float(last), "seconds": float(result.metrics["train_runtime"])}
 
 
 def _rows(examples: Callable[[], Iterator[Example]]) -> Iterator[dict[str, Any]]:
@@ -87,17 +86,19 @@ def _rows(examples: Callable[[], Iterator[Example]]) -> Iterator[dict[str, Any]]
         yield {"prompt_text": prompt, "images": list(images), "completion_text": completion}
 
 
-class _LossLog(TrainerCallback):
-    """Appends every logged loss to a file."""
+def _loss_log(path: Path) -> Any:
+    """A callback of the trainer that appends every logged loss to a file."""
+    from transformers import TrainerCallback
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.path.write_text("")
+    path.write_text("")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, "loss": float(logs["loss"])}) + "\n")
+    class LossLog(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                with path.open("a") as file:
+                    file.write(json.dumps({"step": state.global_step, "loss": float(logs["loss"])}) + "\n")
+
+    return LossLog()
 
 
 class _Collator:

@@ -31,6 +31,18 @@ hypothesis.settings.register_profile("medrl", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("medrl")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests a process of `pytest -n` takes together: those that share what takes long to make.
+
+    That is a training run, or else the fixtures of a file; and among the fast tests, the imports of a model's tests.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        in_policies = item.path.parent.name == "policies" and item.get_closest_marker("slow") is None
+        shared = "undisturbed" if "undisturbed" in fixtures else "policies" if in_policies else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_process_survives() -> Iterator[None]:
     """Fail the session if an engine, a learner, a raylet or anything else that a test started outlives it."""
