@@ -247,10 +247,15 @@ def _put_in_place(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             aside.unlink(missing_ok=True)
 
 
-def read_step(run_dir: Path, step: int, *, kind: Kind = "train") -> LoggedStep:
-    """The step as it was written. Raises LogError for what is missing, damaged or of a later schema."""
+def read_step(
+    run_dir: Path, step: int, *, kind: Kind = "train", groups: Collection[int] | None = None
+) -> LoggedStep:
+    """The step as it was written, or the ``groups`` of these numbers alone, without the others in memory.
+
+    Raises LogError for what is missing, damaged or of a later schema.
+    """
     with _opened(step_path(run_dir, step, kind=kind)) as file:
-        table = file.read()
+        table = file.read() if groups is None else _rows_of_groups(file, groups)
     rows = from_table(table)
     read_image = lru_cache(None)(partial(_read_image, run_dir))
 
@@ -271,6 +276,15 @@ def read_step(run_dir: Path, step: int, *, kind: Kind = "train") -> LoggedStep:
         messages={name: json.loads(messages) for name, messages in kept("messages", by="task_id").items()},
         update=json.loads((table.schema.metadata or {}).get(UPDATE_KEY, b"{}")),
     )
+
+
+def _rows_of_groups(file: pq.ParquetFile, groups: Collection[int]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = pa.array(groups, pa.int32())
+    parts = (batch.filter(pc.is_in(batch["group_index"], wanted)) for batch in _batches(file, columns=None))
+    return pa.Table.from_batches([part for part in parts if len(part)], schema=file.schema_arrow)
 
 
 def step_tables(run_dir: Path, step: int, *, kind: Kind = "train") -> Iterator[pa.Table]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -276,14 +276,20 @@ def upgraded(table: pa.Table) -> pa.Table:
 def from_table(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table, its token columns as numpy arrays."""
     table = upgraded(table)
-    tokens: dict[str, list[np.ndarray | None]] = {
-        name: [None if cell.values is None else np.array(cell.values, dtype=dtype) for cell in table[name]]
-        for name, dtype in TOKEN_DTYPES.items()
-    }
+    tokens = {name: _token_arrays(table[name], dtype) for name, dtype in TOKEN_DTYPES.items()}
     rows = table.drop_columns(list(tokens)).to_pylist()
     for index, row in enumerate(rows):
         row.update((name, column[index]) for name, column in tokens.items())
     return rows
+
+
+def _token_arrays(column: pa.ChunkedArray, dtype: type) -> list[np.ndarray | None]:
+    """A column of lists as one array a row, each a copy: one that is kept must not keep the others."""
+    lists = column.combine_chunks()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    spans = pairwise(lists.offsets.to_pylist())
+    there = lists.is_valid().to_pylist()
+    return [values[slice(*span)].astype(dtype) if kept else None for kept, span in zip(there, spans, strict=True)]
 
 
 def rows_group(rows: Sequence[Mapping[str, Any]], *, load_image: LoadImage) -> Group:

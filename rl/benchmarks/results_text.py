@@ -22,6 +22,8 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
         if found["contamination"]:
             yield f"    overlapping with training tasks: {overlap(found['contamination'])}"
         yield from (f"    lost {count:,}: {reason}" for reason, count in found["lost_reasons"].items())
+    if results.get("unfinished"):
+        yield f"not finished: {', '.join(results['unfinished'])}"
 
 
 def compared(name: str, found: Paired) -> str:

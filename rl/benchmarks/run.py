@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ from rollouts.prompts import messages_by_task
 class Plan:
     """How benchmarks are asked: ``samples`` of each task (1 is greedy), the ``k`` of pass@k, at most ``limit`` tasks of
     each benchmark (0: all), the judge of those that need one, the entity tree and the training config that results are
-    broken down and checked by."""
+    broken down and checked by. ``resume`` goes on with what an earlier call left in ``out``."""
 
     out: Path
+    resume: bool = False
     data: Path | None = None
     samples: int = 1
     pass_at: tuple[int, ...] = ()
@@ -78,24 +79,67 @@ def run_benchmarks(
 ) -> dict[str, Any]:
     """Evaluate a ``policy``, or the model behind ``pool``, and write ``results.json`` and reports into ``plan.out``.
 
-    All that can be checked is checked before anything is asked. Returns the results. Raises RolloutError where an
+    All that can be checked is checked before anything is asked. The results are written anew after every benchmark, so
+    that whatever ends the call costs the benchmark that it was at. Returns the results. Raises RolloutError where an
     endpoint answered nothing at all of a benchmark.
     """
-    if plan.out.exists() and any(plan.out.iterdir()):
-        raise ConfigError(f"--out {plan.out} already exists and is not empty; name another folder")
+    sampling = greedy_sampling(config) if plan.samples == 1 else training_sampling(config)
+    told = {
+        "model": str(pool.endpoint) if pool else policy,
+        "seed": config.seed,
+        "sampling": dataclasses.asdict(sampling),
+    }
+    names = [benchmark.name for benchmark in benchmarks]
+    done = _done_before(plan, names, told)
     prepared = [_prepare(benchmark, config, plan) for benchmark in benchmarks]
     training = load_both_splits(plan.trained_on)[0] if plan.trained_on else None
     tree = EntityTree.load(plan.tree) if plan.tree else None
-    sampling = greedy_sampling(config) if plan.samples == 1 else training_sampling(config)
     for each in prepared:
-        folder = open_run_folder(each.config)
-        write_summary(folder, _record(each, plan, training=training, tree=tree), name=RECORD)
-    with contextlib.ExitStack() as stack:
-        asked = pool or stack.enter_context(_policy_pool(config, policy))
-        asyncio.run(_ask_all(prepared, asked, plan=plan, sampling=sampling, seed=config.seed))
-    model = str(pool.endpoint) if pool else policy
-    return write_results(plan.out, [each.benchmark.name for each in prepared], model=model, seed=config.seed,
-                         sampling=dataclasses.asdict(sampling))  # fmt: skip
+        _open(each, _record(each, plan, training=training, tree=tree))
+
+    def written(*finished: str) -> dict[str, Any]:
+        done.extend(finished)
+        return write_results(plan.out, sorted(done, key=names.index), asked=names, **told)
+
+    results = written()
+    if left := [each for each in prepared if each.benchmark.name not in done]:
+        with contextlib.ExitStack() as stack:
+            asked = pool or stack.enter_context(_policy_pool(config, policy))
+            asyncio.run(_ask_all(left, asked, plan=plan, sampling=sampling, seed=config.seed, finished=written))
+        results = written()
+    return results
+
+
+def _done_before(plan: Plan, names: Sequence[str], told: Mapping[str, Any]) -> list[str]:
+    """The benchmarks that the call which this one resumes has done. Raises ConfigError where ``plan.out`` holds what
+    must not be overwritten, or another evaluation."""
+    path = plan.out / RESULTS
+    if not plan.resume:
+        if plan.out.exists() and any(plan.out.iterdir()):
+            raise ConfigError(
+                f"--out {plan.out} already exists and is not empty; add --resume to go on with the evaluation in it, "
+                f"or name another folder"
+            )
+        return []
+    if not path.is_file():
+        raise ConfigError(f"there is no evaluation to resume in {plan.out}: it has no {RESULTS} (--out)")
+    was = json.loads(path.read_text(encoding="utf-8"))
+    before = {key: was[key] for key in told} | {"benchmarks": [*was["benchmarks"], *was.get("unfinished", [])]}
+    now = json.loads(json.dumps({**told, "benchmarks": names}))
+    before["benchmarks"], now["benchmarks"] = sorted(before["benchmarks"]), sorted(now["benchmarks"])
+    if changed := [f"{key} ({before[key]!r} -> {now[key]!r})" for key in now if now[key] != before[key]]:
+        raise ConfigError(f"--resume: {plan.out} holds another evaluation: {', '.join(changed)}")
+    return list(was["benchmarks"])
+
+
+def _open(each: _Prepared, record: dict[str, Any]) -> None:
+    """The benchmark's folder with what was known of it beforehand; one to resume must hold the very same."""
+    folder = open_run_folder(each.config)
+    if each.config.resume:
+        was, now = read_record(folder), json.loads(json.dumps(record))
+        if changed := [key for key in now if now[key] != was.get(key)]:
+            raise ConfigError(f"--resume: {', '.join(changed)} differ from {folder / RECORD}")
+    write_summary(folder, record, name=RECORD)
 
 
 def rescore_benchmarks(evaluation: Path, out: Path) -> dict[str, Any]:
@@ -111,13 +155,16 @@ def rescore_benchmarks(evaluation: Path, out: Path) -> dict[str, Any]:
         replay(evaluation / name, out / name, kinds=["eval"], workers=1)
         write_summary(out / name, read_record(evaluation / name), name=RECORD)
     told = {key: logged[key] for key in ("model", "seed", "sampling")}
-    return write_results(out, list(logged["benchmarks"]), **told)
+    names = list(logged["benchmarks"])
+    return write_results(out, names, asked=[*names, *logged.get("unfinished", [])], **told)
 
 
-def write_results(out: Path, names: Sequence[str], **told: Any) -> dict[str, Any]:
-    """``results.json`` and ``report.html`` of the benchmarks whose folders lie in ``out``."""
+def write_results(out: Path, names: Sequence[str], *, asked: Sequence[str], **told: Any) -> dict[str, Any]:
+    """``results.json`` and ``report.html`` of the benchmarks whose folders lie in ``out``; the others that were
+    ``asked`` for are named as unfinished."""
     found = {name: benchmark_results(out / name) for name in names}
-    results = {"schema_version": SCHEMA_VERSION, **told, "benchmarks": found}
+    left = [name for name in asked if name not in found]
+    results = {"schema_version": SCHEMA_VERSION, **told, "benchmarks": found, "unfinished": left}
     write_summary(out, results, name=RESULTS)
     write_results_report(out, results)
     return results
@@ -128,10 +175,11 @@ def _prepare(benchmark: Benchmark, config: RunConfig, plan: Plan) -> _Prepared:
     section = dict(benchmark.rewards)
     if benchmark.judge:
         section["judges"] = _judges(benchmark, plan.judge)
+    folder = plan.out / benchmark.name
     own = dataclasses.replace(
         config,
-        output_dir=str(plan.out / benchmark.name),
-        resume=False,
+        output_dir=str(folder),
+        resume=plan.resume and (folder / RECORD).is_file(),
         rewards=RewardsConfig(**section, base_dir=str(benchmark.path.parent.resolve())),
     )
     scorers = load_scorers(own)
@@ -163,6 +211,7 @@ def _record(each: _Prepared, plan: Plan, *, training: Sequence[Task] | None, tre
     return {
         **{key: getattr(benchmark, key) for key in told},
         "slices": list(benchmark.slices),
+        "limit": plan.limit,
         "samples": plan.samples,
         "pass_at": list(plan.pass_at or (1, plan.samples)),
         "contaminated": overlaps,
@@ -189,7 +238,13 @@ def _policy_pool(config: RunConfig, policy: str) -> Iterator[Pool]:
 
 
 async def _ask_all(
-    prepared: Sequence[_Prepared], pool: Pool, *, plan: Plan, sampling: SamplingParams, seed: int
+    prepared: Sequence[_Prepared],
+    pool: Pool,
+    *,
+    plan: Plan,
+    sampling: SamplingParams,
+    seed: int,
+    finished: Callable[[str], object],
 ) -> None:
     for each in prepared:
         name, folder = each.benchmark.name, Path(each.config.output_dir)
@@ -209,6 +264,7 @@ async def _ask_all(
             raise RolloutError(
                 f"no answer came to any of the {len(unscored)} requests of {name}. The first: {unscored[0].reason}"
             )
+        finished(name)
 
 
 @dataclass(frozen=True, slots=True)

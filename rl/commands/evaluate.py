@@ -50,6 +50,7 @@ def _add_benchmark_arguments(evaluate: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rescore", type=Path, metavar="DIR", help="make the numbers of this evaluation again from its log"
     )
+    group.add_argument("--resume", action="store_true", help="go on with the evaluation that was stopped in --out")
     add_data_argument(group)
     group.add_argument("--limit", type=int, default=0, metavar="N", help="the first N tasks of each; default all")
     group.add_argument("--samples", type=int, default=1, metavar="N", help="samples of a task; above 1 not greedy")
@@ -92,6 +93,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return _rescore(arguments)
     if not arguments.benchmarks:
         return _evaluate_held_out(arguments)
+    from rl.benchmarks.results import RESULTS
     from rl.benchmarks.run import Plan, run_benchmarks
     from rl.benchmarks.spec import find_benchmarks
     from rl.config import load_config
@@ -103,6 +105,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError("name one model to evaluate: --policy FOLDER_OR_ID, or --endpoint URL with --model NAME")
     plan = Plan(
         out=arguments.out,
+        resume=arguments.resume,
         data=arguments.data,
         samples=arguments.samples,
         pass_at=arguments.pass_at,
@@ -111,7 +114,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         tree=arguments.tree,
         trained_on=load_config(arguments.trained_on) if arguments.trained_on else None,
     )
-    results = run_benchmarks(config, find_benchmarks(arguments.benchmarks), plan=plan, policy=policy, pool=pool)
+    try:
+        results = run_benchmarks(config, find_benchmarks(arguments.benchmarks), plan=plan, policy=policy, pool=pool)
+    except KeyboardInterrupt:
+        if not (arguments.out / RESULTS).is_file():
+            raise
+        print(f"medrl: interrupted; what is done stands in {arguments.out}: go on with --resume", file=sys.stderr)
+        return 130
     _show(results, arguments.out)
     return 0
 

@@ -22,10 +22,10 @@ def read_examples(found: Comparison, before: Path, after: Path) -> list[Pair]:
     places = dict.fromkeys((example.kind, example.step) for example in found.examples)
     shown: dict[Example, Pair] = {}
     for kind, number in places:
-        both = [read_step(run, number, kind=kind) for run in (before, after)]
-        for example in found.examples:
-            if (example.kind, example.step) == (kind, number):
-                shown[example] = (_find(both[0], example), _find(both[1], example))
+        here = [example for example in found.examples if (example.kind, example.step) == (kind, number)]
+        groups = {example.group_index for example in here}
+        one, other = (read_step(run, number, kind=kind, groups=groups) for run in (before, after))
+        shown |= {example: (_find(one, example), _find(other, example)) for example in here}
     return [shown[example] for example in found.examples]
 
 

@@ -178,7 +178,8 @@ class Rescorer:
         return step
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Unscored]:
-        return self._runner.run(self._service.score_many(trajectories))
+        # Not `run`, which puts up a handler of Ctrl-C that has all trajectories written out for a message.
+        return self._runner.get_loop().run_until_complete(self._service.score_many(trajectories))
 
     def __enter__(self) -> Rescorer:
         return self

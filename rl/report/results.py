@@ -27,6 +27,8 @@ def _head(results: Mapping[str, Any]) -> Markup:
     sampling = results["sampling"]
     drawn = "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']:g}"
     facts = f"{len(results['benchmarks'])} benchmarks · {asked:,} tasks · {drawn} · seed {results['seed']}"
+    if results.get("unfinished"):
+        facts += f" · not finished: {', '.join(results['unfinished'])}"
     return element(
         "section",
         element("p", f"Evaluation · {facts}", class_="eyebrow"),

@@ -247,18 +247,23 @@ def test_a_restored_learner_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("written", "read", "dtype"),
-    [((2, 2), (1, 0), "float32"), ((1, 0), (2, 3), "float32"), ((2, 3), (1, 1), "bfloat16")],
+    [
+        ((2, "2, offloaded"), (1, "0"), "float32"),
+        ((1, "0"), (2, "3, offloaded"), "float32"),
+        ((2, "3"), (1, "1, offloaded"), "bfloat16"),
+    ],
 )
 def test_a_checkpoint_goes_on_with_other_ranks_at_another_stage(
     settings: LearnerSettings,
     batch: TrainBatch,
     ray_session: Any,
     tmp_path: Path,
-    written: tuple[int, int],
-    read: tuple[int, int],
+    written: tuple[int, str],
+    read: tuple[int, str],
     dtype: str,
 ) -> None:
-    """To the bit when it is read, and up to the rounding of the sums after a further update."""
+    """To the bit when it is read, and up to the rounding of the sums after a further update; wherever the optimizer's
+    state lies."""
 
     async def weights(group: Any) -> dict[str, np.ndarray]:
         reference, _ = await group.weights()
@@ -277,8 +282,9 @@ def test_a_checkpoint_goes_on_with_other_ranks_at_another_stage(
         await group.update(batch)
         return [loaded, await weights(group)]
 
-    def shaped(stage: int) -> LearnerSettings:
-        return dataclasses.replace(settings, zero_stage=stage, dtype=dtype)
+    def shaped(placed: str) -> LearnerSettings:
+        stage, _, where = placed.partition(", ")
+        return dataclasses.replace(settings, zero_stage=int(stage), offload_optimizer=bool(where), dtype=dtype)
 
     expected = with_learner(update_save_update, shaped(written[1]), ranks=written[0], ray=ray_session)
     got = with_learner(load_and_update, shaped(read[1]), ranks=read[0], ray=ray_session)

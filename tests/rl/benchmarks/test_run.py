@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,44 @@ def test_an_endpoint_that_answers_nothing_ends_the_evaluation(
         assert main([*map(str, asked), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "no answer came to any of the 8 requests of sums" in said and "no such model" in said
+
+
+def test_a_suite_that_is_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(
+    benchmark: Path, tmp_path: Path, capsys: Any
+) -> None:
+    other = benchmark.with_name("again.yaml")
+    other.write_text(benchmark.read_text())
+    asked: list[str] = []
+
+    def interrupting(body: dict[str, Any]) -> Answer:
+        """Ctrl-C at the first question of the second benchmark."""
+        asked.append(user_text(body))
+        if len(asked) == len(ROWS) + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return adds(body)
+
+    def arguments(*further: object) -> list[str]:
+        asked_for = ["evaluate", "--benchmarks", f"{benchmark},{other}", "--model", "m", "--out", tmp_path / "out"]
+        return [str(each) for each in (*asked_for, "--endpoint", server.url, *further)]
+
+    with serve(interrupting) as server:
+        assert main(arguments()) == 130
+        assert "go on with --resume" in capsys.readouterr().err
+        left = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert (list(left["benchmarks"]), left["unfinished"]) == (["sums"], ["again"])
+        assert main(arguments()) == 2 and "add --resume to go on" in capsys.readouterr().err
+        assert main(arguments("--resume", "--limit", 2)) == 2
+        assert "limit differ from" in capsys.readouterr().err
+        assert main([*arguments("--resume"), "--model", "n"]) == 2
+        assert "holds another evaluation: model" in capsys.readouterr().err
+        asked.clear()
+        asked.extend(["none"] * (len(ROWS) + 1))
+        assert main(arguments("--resume")) == 0
+        assert sorted(asked[len(ROWS) + 1 :]) == sorted(row["question"] for row in ROWS)  # of the second one alone
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["benchmarks"]) == ["sums", "again"] and results["unfinished"] == []
+    assert results["benchmarks"]["sums"] == left["benchmarks"]["sums"]
+    assert results["benchmarks"]["again"]["value"] == pytest.approx(4 / 7)
 
 
 @pytest.mark.slow
