@@ -341,7 +341,7 @@ def _dot(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
 def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
     """The engine's config. Accumulation borders are set by hand, since the number of passes varies by step."""
     zero: dict[str, Any] = {"stage": settings.zero_stage}
-    if settings.offload_optimizer:
+    if settings.offload_optimizer and settings.zero_stage:  # a replay may hold all of it in one place
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -142,30 +142,6 @@ def row_trajectory(row: Mapping[str, Any], *, image_folder: Path | None = None) 
     )
 
 
-def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
-    """The row of a trajectory: all that a scorer may look at, token ids and logprobs apart."""
-    task = trajectory.task
-    row: dict[str, Any] = {
-        "id": trajectory.id,
-        "task_id": task.id,
-        "question": task.question,
-        "system": task.system,
-        "completion": trajectory.text,
-        "finish_reason": trajectory.finish_reason,
-        "answer": dict(task.answer),
-        "record": {name: asdict(measurement) for name, measurement in task.record.items()},
-        "rubric": [dict(criterion) for criterion in task.rubric],
-        "reference": dict(task.reference),
-        "images": [{"base64": base64.b64encode(image.content).decode()} for image in task.images],
-        "tool_calls": [asdict(call) for call in trajectory.tool_calls],
-        "stratum": task.stratum,
-        "extra": dict(task.extra),
-    }
-    if trajectory.length_tokens:
-        row |= {"length_tokens": trajectory.length_tokens, "max_tokens": trajectory.sampling.max_tokens}
-    return {key: value for key, value in row.items() if value or key in ("question", "completion")}
-
-
 def score_row(scored: ScoredTrajectory | Unscored) -> dict[str, Any]:
     """What a trajectory got: ``{"id", "outcome", "reward", "scores": {name: {"value", "outcome", …}}}``.
 

@@ -188,6 +188,10 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
             f"learner.attention=flash computes in 16 bits; set policy.dtype=bfloat16, got {config.policy.dtype}",
         ),
         (
+            config.learner.offload_optimizer and config.learner.zero_stage == 0,
+            "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: at 0 there is nothing that DeepSpeed offloads",
+        ),
+        (
             config.loss.objective == "cispo" and config.loss.dual_clip > 0,
             f"loss.dual_clip must be 0 where loss.objective is cispo, which has no use for it; got "
             f"{config.loss.dual_clip}",

@@ -188,6 +188,7 @@ class LearnerConfig:
     threads: int = 1
     zero_stage: int = 0
     offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory; from ``zero_stage`` 1 on."""
     learning_rate: float = 1e-6
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises to its full value."""

@@ -247,9 +247,7 @@ def _put_in_place(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             aside.unlink(missing_ok=True)
 
 
-def read_step(
-    run_dir: Path, step: int, *, kind: Kind = "train", groups: Collection[int] | None = None
-) -> LoggedStep:
+def read_step(run_dir: Path, step: int, *, kind: Kind = "train", groups: Collection[int] | None = None) -> LoggedStep:
     """The step as it was written, or the ``groups`` of these numbers alone, without the others in memory.
 
     Raises LogError for what is missing, damaged or of a later schema.

@@ -148,10 +148,17 @@ def _tool_calls(turns: Sequence[Message]) -> Iterator[ToolCall]:
         for call in turn.get("tool_calls") or []:
             arguments = call["function"].get("arguments") or {}
             if isinstance(arguments, str):
-                arguments = json.loads(arguments)
+                try:
+                    arguments = json.loads(arguments)
+                except ValueError as error:
+                    raise _malformed(call, f"{error}; got {arguments[:60]!r}") from None
             if not isinstance(arguments, dict):
-                raise ValueError(f"the arguments of the tool {call['function']['name']!r} must be a JSON object")
+                raise _malformed(call, f"got {arguments!r:.60}")
             result = results.get(call.get("id"))
             yield ToolCall(
                 name=call["function"]["name"], arguments=arguments, result=result or "", ok=result is not None
             )
+
+
+def _malformed(call: Message, found: str) -> ValueError:
+    return ValueError(f"the arguments of the tool {call['function']['name']!r} must be a JSON object: {found}")

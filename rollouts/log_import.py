@@ -19,7 +19,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,22 +63,30 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """How much was imported."""
+    """How much was imported, and of each row that was left out where it stands and why."""
 
     trajectories: int = 0
     groups: int = 0
     steps: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 def import_log(
-    sources: Sequence[Path], out: Path, *, format: Format, kind: Kind | None = None, answer_type: str = "text"
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    format: Format,
+    kind: Kind | None = None,
+    answer_type: str = "text",
+    skip_malformed: bool = False,
 ) -> Imported:
     """Read JSONL files, or folders of them, into the new run folder ``out``.
 
     Rollouts with the same prompt and answer within a step are a group. ``answer_type`` is the ``type`` of reference
     answers that do not say their own; ``kind`` is what the rollouts were for, training for verl and evaluation for the
     others where None. One step is in memory at a time, of formats without steps one file. Raises LogError, naming file
-    and line, for the first row that does not fit, and leaves no ``out`` then.
+    and line, for the first row that does not fit, and leaves no ``out`` then; with ``skip_malformed`` such rows are
+    left out, and ``import.json`` lists them.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LogError(f"{out} already exists; name a new folder")
@@ -85,9 +94,11 @@ def import_log(
     kind = kind or ("train" if format == "verl" else "eval")
     done: dict[int, Path] = {}
     total = Imported()
+    left_out: list[str] = []
+    rollouts_of = partial(_rollouts, format=format, left_out=left_out if skip_malformed else None)
     try:
         for file in _files(sources):
-            for step, groups in _steps(_rollouts(file, format), first=len(done)).items():
+            for step, groups in _steps(rollouts_of(file), first=len(done)).items():
                 if step in done:
                     raise LogError(f"{file} holds step {step}, which {done[step]} holds too; import one of them")
                 done[step] = file
@@ -98,13 +109,14 @@ def import_log(
                     steps=total.steps + 1,
                 )
         if not total.trajectories:
-            raise LogError(f"there are no rollouts in {', '.join(map(str, sources))}")
-        record = {"format": format, "files": [str(source.resolve()) for source in sources]}
+            why = f"; {len(left_out):,} rows are malformed, the first: {left_out[0]}" if left_out else ""
+            raise LogError(f"there are no rollouts in {', '.join(map(str, sources))}{why}")
+        record = {"format": format, "files": [str(source.resolve()) for source in sources], "left_out": left_out}
         (beside / "import.json").write_text(json.dumps(record, indent=1) + "\n")
         beside.replace(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return total
+    return replace(total, left_out=tuple(left_out))
 
 
 def _files(sources: Sequence[Path]) -> Iterator[Path]:
@@ -117,8 +129,8 @@ def _files(sources: Sequence[Path]) -> Iterator[Path]:
             raise LogError(f"there is no file or folder {source} to import")
 
 
-def _rollouts(file: Path, format: Format) -> Iterator[_Rollout]:
-    """The rollouts of a file. Raises LogError, naming the line, for a row that is none."""
+def _rollouts(file: Path, *, format: Format, left_out: list[str] | None) -> Iterator[_Rollout]:
+    """The rollouts of a file. A row that is none goes into ``left_out``, or is a LogError where that is None."""
     read, schema = _FORMATS[format]
     validator = Draft202012Validator(schema)
     with file.open("rb") as lines:
@@ -130,9 +142,14 @@ def _rollouts(file: Path, format: Format) -> Iterator[_Rollout]:
                 if (fault := best_match(validator.iter_errors(row))) is not None:
                     where = ".".join(map(str, fault.absolute_path))
                     raise ValueError(f"{where}{': ' if where else ''}{fault.message[-200:]}")
-                yield from read(row)
+                rollouts = list(read(row))
             except (ValueError, RecursionError, TaskError) as error:
-                raise LogError(f"{file}:{number}: {error}") from None
+                complaint = f"{file}:{number}: {error}"
+                if left_out is None:
+                    raise LogError(complaint) from None
+                left_out.append(complaint)
+            else:
+                yield from rollouts
 
 
 def _refuse(constant: str) -> None:

@@ -20,7 +20,7 @@ from rewards.places import line_of
 from rl.config import SHIPPED_CONFIGS
 from rl.errors import ConfigError, TaskError
 from rl.types import Task
-from rollouts.mapping import SourceMapping, Yaml, fill_template, parse_template, read_mapping
+from rollouts.mapping import SourceMapping, Yaml, parse_template, read_mapping
 from rollouts.tasks import load_tasks
 from rollouts.validation import describe, suggestion
 
@@ -57,10 +57,6 @@ class Benchmark:
     @property
     def answer_types(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(task.answer.type for task in self.mapping.tasks))
-
-    def modality_of(self, task: Task) -> str:
-        """What the question shows: a constant, or a column of the task's own."""
-        return fill_template(self.modality, task.extra)
 
 
 def find_benchmarks(names: Sequence[str] = ()) -> tuple[Benchmark, ...]:

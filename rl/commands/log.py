@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ def add_log_commands(commands: Any) -> None:
         metavar="TYPE",
         help="what the reference answers are, where they do not say it: text (default), yes_no, choice, number …",
     )
+    importing.add_argument(
+        "--skip-malformed", action="store_true", help="leave out rows that do not fit, and list them in import.json"
+    )
     importing.set_defaults(command=_import)
 
     schema = commands.add_parser("schema", help="print the columns of the trajectory store")
@@ -35,7 +39,14 @@ def _import(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         kind=arguments.kind,
         answer_type=arguments.answer_type,
+        skip_malformed=arguments.skip_malformed,
     )
+    if found.left_out:
+        print(
+            f"left out: {len(found.left_out):,} malformed rows, listed in {arguments.out / 'import.json'}; the first: "
+            f"{found.left_out[0]}",
+            file=sys.stderr,
+        )
     print(
         f"{found.trajectories:,} trajectories in {found.groups:,} groups of {found.steps:,} steps: {arguments.out}\n"
         f"score them with: medrl replay {arguments.out} --rewards FILE --out DIR"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rewards.config import max_shaping
+from rewards.tools.terminal import wrapped
 from rl.batch import make_train_batch
 from rl.config import load_config
 from rl.config_schema import RunConfig
@@ -59,7 +60,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedStep:
-    """What came of making a step again. ``tolerance`` 0 means that all was compared to the bit."""
+    """What came of making a step again. ``tolerance`` 0 means that all was compared to the bit.
+
+    ``norm`` and ``turns`` are of the whole batch as one, in however many ``minibatches`` the step took it.
+    """
 
     step: int
     began: str
@@ -67,6 +71,7 @@ class ReplayedStep:
     checks: tuple[Check, ...]
     norm: float = math.nan
     turns: tuple[Turn, ...] = ()
+    minibatches: int = 1
 
     @property
     def same(self) -> bool:
@@ -85,9 +90,9 @@ def replay_step(
 
     Compares to the bit for a float32 run on the CPU with as many ranks at the same ZeRO stage, elsewhere within
     ``tolerance`` (`TOLERANCE`). ``what_if`` are settings ``key=value`` of `WHAT_IF_SECTIONS`: the gradient under each,
-    and under all of them, is laid beside the one that was taken (of the whole batch, before clipping and Adam, where
-    the step had several mini-batches). Advantages need no learner; the rest runs one inside a
-    Ray session of its own. Raises LogError, CheckpointError, ConfigError.
+    and under all of them, is laid beside the one that was taken, before clipping and Adam; where the step had several
+    mini-batches, beside that of its whole batch as one. Advantages need no learner; the rest runs one inside a Ray
+    session of its own. Raises LogError, CheckpointError, ConfigError.
     """
     config = run_config(run_dir)
     variants = what_if_configs(run_dir, what_if)
@@ -143,7 +148,15 @@ async def _replayed(
         of_loss = tuple(name for name in recorded["stats"] if name not in of_update)
         checks.append(numbers_check("gradient", update.stats, recorded["stats"], leave=of_loss, tolerance=allowed))
         checks.append(_weights_check("weights after", after.sha256, recorded["weights_after"], exact, 0))
-    return ReplayedStep(step=step, began=rewound.began, tolerance=allowed, checks=tuple(checks), norm=norm, turns=turns)
+    return ReplayedStep(
+        step=step,
+        began=rewound.began,
+        tolerance=allowed,
+        checks=tuple(checks),
+        norm=norm,
+        turns=turns,
+        minibatches=config.learner.minibatches,
+    )
 
 
 def make_batch(config: RunConfig, groups: Sequence[Group], *, step: int) -> TrainBatch:
@@ -327,9 +340,16 @@ def described(replayed: ReplayedStep) -> Iterator[str]:
     yield f"first difference: {first.part}: {first.difference}" if first else "no difference"
     if replayed.turns:
         yield ""
-        width = max(len(turn.setting) for turn in replayed.turns)
+        as_it_was = "as it was"
+        if replayed.minibatches > 1:
+            as_it_was = "as one step"
+            yield from wrapped(
+                f"Gradients of the whole batch at the weights before the step, as if it were one optimizer step. "
+                f"It was taken in {replayed.minibatches}, each at the weights that the one before had left."
+            )
+        width = max(len(as_it_was), *(len(turn.setting) for turn in replayed.turns))
         yield f"{'what if':{width}}  {'norm':>10}  {'cosine':>8}  {'flipped':>8}  {'rescored':>8}"
-        yield f"{'as it was':{width}}  {replayed.norm:10.4g}  {1:8.4f}"
+        yield f"{as_it_was:{width}}  {replayed.norm:10.4g}  {1:8.4f}"
         for turn in replayed.turns:
             cosine = "none" if math.isnan(turn.cosine) else f"{turn.cosine:.4f}"
             yield f"{turn.setting:{width}}  {turn.norm:10.4g}  {cosine:>8}  {turn.flipped:8,}  {turn.rescored:8,}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from entities.coverage import measure_coverage, sparse_areas
+from entities.coverage import measure_coverage
 from entities.tree import EntityTree
 from rl.errors import ConfigError
 
@@ -172,16 +172,6 @@ def test_a_tree_finds_the_same_names_in_another_process() -> None:
     tree = EntityTree.load(CHEST)
     text = "No hydrothorax; the PTX is larger."
     assert pickle.loads(pickle.dumps(tree)).find(text) == tree.find(text) != ()
-
-
-def test_the_least_covered_areas_come_first() -> None:
-    tree = EntityTree.load(CHEST)
-    areas = sparse_areas(tree, measure_coverage(tree, ["effusion"]), min_entities=4)
-    by_id = {area.entity_id: (area.named, area.entities) for area in areas}
-    assert by_id["chest:finding"] == (1, 25)
-    assert by_id["chest:pleural"] == (1, 4)  # itself and the three below it
-    assert areas[0].entity_id == "chest:lung"  # none of 11, the largest of those without any
-    assert areas[-1].entity_id == "chest:pleural"
 
 
 @pytest.mark.skipif(not DOID.exists(), reason=f"the Disease Ontology slims are not in {DOID}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rewards.rows import check_rows, parse_row, read_rows, row_trajectory, score_row, trajectory_row
+from rewards.rows import check_rows, parse_row, read_rows, row_trajectory, score_row
 from rl.errors import TaskError
 from rl.types import Measurement, Outcome, Score, ScoredTrajectory, ScoreRecord, ToolCall, Unscored
 from tests.rewards.conftest import MakeTrajectory
@@ -58,7 +58,7 @@ def test_a_lone_surrogate_is_replaced_as_in_the_trajectory_store() -> None:
     assert row_trajectory(parse_row(line)).text == "a\ufffdb"
 
 
-def test_a_row_survives_the_way_to_a_trajectory_and_back() -> None:
+def test_a_trajectory_has_all_that_its_row_says() -> None:
     row = ROW | {
         "task_id": "case",
         "system": "Be brief.",
@@ -69,11 +69,14 @@ def test_a_row_survives_the_way_to_a_trajectory_and_back() -> None:
         "tool_calls": [{"name": "zoom", "arguments": {"box": [0, 0, 1, 1]}, "result": "", "ok": False}],
         "stratum": "B",
         "extra": {"site": "A"},
-        "finish_reason": "stop",
-        "length_tokens": 7,
-        "max_tokens": 64,
     }
-    assert trajectory_row(row_trajectory(parse_row(json.dumps(row)))) == row
+    trajectory = row_trajectory(parse_row(json.dumps(row)))
+    task = trajectory.task
+    assert (task.id, task.system, task.stratum, task.extra) == ("case", "Be brief.", "B", {"site": "A"})
+    assert task.record == {"lactate": Measurement(value=1.5, unit="mmol/L", reading="")}
+    assert (task.rubric, task.reference) == (({"criterion": "c", "points": 1},), row["reference"])
+    assert [image.content for image in task.images] == [png(3, 2)]
+    assert trajectory.tool_calls == (ToolCall(name="zoom", arguments={"box": [0, 0, 1, 1]}, result="", ok=False),)
 
 
 def test_the_token_count_of_a_row_is_the_length_that_is_shaped() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,14 @@ def assert_same_logs(one: Path, other: Path) -> None:
     assert len(logged(one, "step")) == STEPS and len(logged(one, "eval")) == 3  # at 0, 2 and 4
     for kind in ("step", "eval"):
         assert repr(logged(one, kind)) == repr(logged(other, kind))  # repr: NaN equals NaN
+
+
+def belongs_to(process: psutil.Process, folder: Path) -> bool:
+    """Whether the process was started with the run's folder in its command line."""
+    try:
+        return str(folder) in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 @pytest.fixture(scope="session")

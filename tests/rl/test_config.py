@@ -40,6 +40,7 @@ def test_an_override_wins_over_the_file_and_the_default(config_file: Path) -> No
         ("sampling.max_tokens=1024", "max_model_len must exceed sampling.max_tokens"),
         ("learner.minibatches=3", "tasks_per_step must be a multiple of learner.minibatches; got 16 and 3"),
         ("learner={warmup_steps: 5, decay_steps: 5}", "learner.decay_steps must exceed learner.warmup_steps"),
+        ("learner.offload_optimizer=true", "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3"),
         ("learner.adam_betas=[0.9]", "learner.adam_betas must be two numbers"),
         ("rewards.scorers=null", "rewards.scorers"),
         ("nonsense", "an override must read key=value; got 'nonsense'"),

@@ -1,10 +1,9 @@
-"""A run that is killed again and again, and resumed each time, ends as the undisturbed one, bit for bit."""
+"""A run that is killed, stopped or damaged, and resumed each time, ends as the undisturbed one, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,19 +17,11 @@ import pytest
 from rl.checkpoint import checkpoint_folders
 from rl.metrics import read_metrics
 from tests.killing import Moment
-from tests.rl.conftest import ROOT, STEPS, assert_same_logs, train, weights_hash
+from tests.rl.conftest import ROOT, STEPS, assert_same_logs, belongs_to, train, weights_hash
 
 pytestmark = pytest.mark.slow
 
-FEW = (
-    Moment("generation", 2, 0.2),
-    Moment("checkpoint flush", 1),
-    Moment("update", 3, 0.05),  # step 3; goes on from the checkpoint of step 2
-    Moment("publication", 2, 0.01),
-)
-"""A few moments in a row; where MEDRL_TEST_KILLS is ``all``, it is those of `ALL`."""
-
-ALL = (
+MOMENTS = (
     Moment("evaluation", 1, 0.3),
     Moment("gathering", 1),
     Moment("publication", 1, 0.02),
@@ -56,34 +47,52 @@ ALL = (
 NOT_REPEATED = ("time/", "throughput/")  # what a clock measured
 
 
-def test_a_run_killed_at_any_moment_and_resumed_ends_as_the_undisturbed_one(
+def test_a_run_killed_stopped_and_damaged_ends_as_the_undisturbed_one(
     config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    for moment in ALL if os.environ.get("MEDRL_TEST_KILLS") == "all" else FEW:
+    killed(config, folder, Moment("generation", 2, 0.2))  # no checkpoint yet: it begins anew
+    stopped_after = stopped(config, folder)
+    assert 1 <= stopped_after < STEPS
+    killed(config, folder, Moment("final policy", 1, 0.02))
+    damage(folder / "checkpoints" / "step_000004" / "learner" / "rank_00000.safetensors")
+    done = train(config, folder, "resume=true")
+    assert "step_000004 is damaged (the checksum of learner/rank_00000.safetensors does not match)" in done.stderr
+    assert "resuming after step 2" in done.stderr
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.skipif(os.environ.get("MEDRL_TEST_KILLS") != "all", reason="twenty restarts: MEDRL_TEST_KILLS=all")
+def test_a_run_killed_at_twenty_moments_ends_as_the_undisturbed_one(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    for moment in MOMENTS:
         lasted_s = killed(config, folder, moment)
         print(f"{moment}: {state_of(folder)}, its last process ended {lasted_s:.1f} s after it")
     train(config, folder, "resume=true")
-    assert weights_hash(folder) == weights_hash(undisturbed)
-    assert_same_logs(folder, undisturbed)
-    assert_same_metrics(folder, undisturbed)
+    assert_same_run(folder, undisturbed)
 
 
 OTHER_MODES = (
     "policy.dtype=bfloat16", "policy.lora.rank=4", "loss.kl_coef=0.05", "loss.entropy_coef=0.01",
-    "learner.ranks=2", "learner.zero_stage=2", "learner.minibatches=2", "learner.warmup_steps=3",
-    "learner.learning_rate=1e-2", "dynamic_sampling={enabled: true, max_rounds: 2}", "advantage.per_reward=true",
+    "learner.ranks=2", "learner.zero_stage=2", "learner.offload_optimizer=true", "learner.minibatches=2",
+    "learner.warmup_steps=3", "learner.learning_rate=1e-2", "dynamic_sampling={enabled: true, max_rounds: 2}",
+    "rewards.scorers.letters.letter=q", "advantage.per_reward=true", "rollouts.workers=2",
     "rollouts.max_logprob_difference=0.2",
 )  # fmt: skip
+"""The letter is rare enough for groups without signal, which are drawn anew."""
 
 
-def test_a_killed_run_with_adapters_on_sharded_ranks_ends_as_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_two_engines_and_two_sharded_ranks_ends_as_the_undisturbed_one(
+    config: Path, tmp_path: Path
+) -> None:
     train(config, tmp_path / "undisturbed", *OTHER_MODES)
+    records = read_metrics(tmp_path / "undisturbed" / "metrics.jsonl")
+    assert sum(record.get("group/refilled", 0) for record in records) > 0
     killed(config, tmp_path / "killed", Moment("update", 3, 0.1), *OTHER_MODES)
     train(config, tmp_path / "killed", *OTHER_MODES, "resume=true")
-    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "undisturbed")
-    assert_same_logs(tmp_path / "killed", tmp_path / "undisturbed")
-    assert_same_metrics(tmp_path / "killed", tmp_path / "undisturbed")
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
 
 
 def killed(config: Path, folder: Path, moment: Moment, *overrides: str) -> float:
@@ -106,6 +115,35 @@ def killed(config: Path, folder: Path, moment: Moment, *overrides: str) -> float
     return time.monotonic() - died
 
 
+def stopped(config: Path, folder: Path) -> int:
+    """Start or resume the run and end it with SIGTERM once a step is done; returns how many it then had done."""
+    settings = [f"output_dir={folder}", "checkpoint.every_steps=100", *(["resume=true"] if folder.exists() else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rl.cli", "train", str(config), *settings],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=240) == 130, "".join(lines)
+    assert "Go on with resume=true" in "".join(lines)
+    assert not [child for child in psutil.process_iter() if belongs_to(child, folder)]
+    return int(json.loads((folder / "summary.json").read_text())["steps"])
+
+
+def damage(path: Path) -> None:
+    """Turn a single bit."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def has_mark(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get("MEDRL_TEST_KILL") == mark
@@ -116,6 +154,12 @@ def has_mark(process: psutil.Process, mark: str) -> bool:
 def state_of(folder: Path) -> str:
     steps = [folder.name for folder in checkpoint_folders(folder)]
     return f"checkpoints {', '.join(steps) or 'none'}"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert weights_hash(one) == weights_hash(other)
+    assert_same_logs(one, other)
+    assert_same_metrics(one, other)
 
 
 def assert_same_metrics(one: Path, other: Path) -> None:
@@ -133,20 +177,3 @@ def assert_same_metrics(one: Path, other: Path) -> None:
     )
     assert kept == expected
     assert [record["step"] for record in kept] == list(range(STEPS + 1))
-
-
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(
-    config: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(undisturbed, folder)
-    shutil.rmtree(folder / "policy")
-    written = checkpoint_folders(folder)[-1] / "learner" / "rank_00000.safetensors"
-    content = bytearray(written.read_bytes())
-    content[-1] ^= 1  # a single bit
-    written.write_bytes(content)
-    done = train(config, folder, "resume=true")
-    assert "step_000004 is damaged (the checksum of learner/rank_00000.safetensors does not match)" in done.stderr
-    assert "resuming after step 2" in done.stderr
-    assert weights_hash(folder) == weights_hash(undisturbed)
-    assert_same_logs(folder, undisturbed)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.rl.conftest import ROOT, STEPS, assert_same_logs, logged, medrl, train, weights_hash
+from tests.rl.conftest import ROOT, STEPS, assert_same_logs, belongs_to, logged, medrl, train, weights_hash
 
 pytestmark = pytest.mark.slow
 
@@ -60,40 +60,6 @@ def test_the_final_policy_loads_with_the_auto_classes(undisturbed: Path) -> None
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert model.num_parameters() > 1e6
     assert AutoProcessor.from_pretrained(undisturbed / "policy").chat_template
-
-
-def test_an_interrupted_and_resumed_run_ends_as_the_undisturbed_one(
-    config: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "resumed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rl.cli", "train", str(config), f"output_dir={folder}", "checkpoint.every_steps=100"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if line.startswith("step 1/"):
-            process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 130, "".join(lines)
-    assert "Go on with resume=true" in "".join(lines)
-    assert not [child for child in psutil.process_iter() if _belongs_to(child, folder)]
-    interrupted_at = json.loads((folder / "summary.json").read_text())["steps"]
-    assert 1 <= interrupted_at < STEPS
-    train(config, folder, "resume=true")
-    assert weights_hash(folder) == weights_hash(undisturbed)
-    assert_same_logs(folder, undisturbed)
-
-
-def _belongs_to(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return str(folder) in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
 
 
 def test_a_resume_under_a_changed_config_says_which_keys(config: Path, undisturbed: Path) -> None:
@@ -198,4 +164,4 @@ def test_a_run_that_is_stopped_while_its_policy_is_prepared_leaves_no_process(co
             process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=240) == 130, "".join(lines)
     assert "stopped before the first step" in "".join(lines) and "Traceback" not in "".join(lines)
-    assert not [child for child in psutil.process_iter() if _belongs_to(child, folder)]
+    assert not [child for child in psutil.process_iter() if belongs_to(child, folder)]

@@ -44,6 +44,7 @@ from rollouts.log import (
     schema,
     write_step,
 )
+from tests.made_up_log import a_step as a_made_up_step
 from tests.samples import a_trajectory
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
@@ -279,6 +280,15 @@ def test_a_lone_surrogate_is_kept_as_the_replacement_character_so_that_offsets_s
     broken = replace(scored, trajectory=replace(scored.trajectory, text="a\ud800b"))
     write_step(tmp_path, LoggedStep(step=0, groups=[Group(task=task, scored=(broken,))]))
     assert read_step(tmp_path, 0).groups[0].scored[0].trajectory.text == "a\ufffdb"
+
+
+def test_some_groups_are_read_without_the_others(tmp_path: Path) -> None:
+    step = a_made_up_step(1, groups=200)  # 1,600 rows: group 128 begins a second part of the file
+    write_step(tmp_path, step)
+    part = read_step(tmp_path, 1, groups={199, 3, 128})
+    assert same(part.groups, [step.groups[index] for index in (3, 128, 199)])
+    assert part.advantages.keys() == {item.trajectory.id for group in part.groups for item in group.scored}
+    assert read_step(tmp_path, 1, groups=()).groups == []
 
 
 def test_each_image_is_stored_once_under_its_hash_and_shared_when_read(tmp_path: Path) -> None:

@@ -164,6 +164,31 @@ def test_a_malformed_row_is_named_by_file_and_line_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def calling(arguments: str) -> dict[str, Any]:
+    """A chat whose answer calls a tool with these arguments, as a model wrote them."""
+    call = {"id": "c1", "type": "function", "function": {"name": "zoom", "arguments": arguments}}
+    return {"messages": [OPENAI["messages"][0], {"role": "assistant", "content": "yes", "tool_calls": [call]}]}
+
+
+def test_malformed_rows_are_left_out_where_asked_for_and_counted_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [calling('{"x": 1}'), calling('{"x": '), {"messages": []}, calling("[1]"), OPENAI]
+    file = written(tmp_path / "a.jsonl", *rows)
+    asked = ["import", str(file), "--format", "openai", "--out", str(tmp_path / "run")]
+    assert main(asked) == 2
+    complaint = "a.jsonl:2: the arguments of the tool 'zoom' must be a JSON object: Expecting value"
+    assert complaint in capsys.readouterr().err
+    assert main([*asked, "--skip-malformed"]) == 0
+    said = capsys.readouterr()
+    assert "2 trajectories in" in said.out
+    assert "left out: 3 malformed rows" in said.err and complaint in said.err
+    listed = json.loads((tmp_path / "run" / "import.json").read_text())["left_out"]
+    assert [line.split(": ")[0].rpartition(":")[2] for line in listed] == ["2", "3", "4"]
+    with pytest.raises(LogError, match=r"no rollouts in .*; 1 rows are malformed, the first: .*bad\.jsonl:1"):
+        import_log([written(tmp_path / "bad.jsonl", rows[1])], tmp_path / "b", format="openai", skip_malformed=True)
+
+
 def test_an_import_never_adds_to_a_folder_that_holds_something(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", VERL)
     with pytest.raises(LogError, match="already exists; name a new folder"):

@@ -62,7 +62,7 @@ def test_a_sigkill_at_any_call_of_the_writer_leaves_whole_steps_and_no_row_twice
 
 @pytest.mark.slow
 def test_a_store_is_filtered_and_scored_anew_without_being_held_in_memory(tmp_path: Path) -> None:
-    # 100,000 rows are 0.2 GB on disk and 5 GB as Python objects; a tenth of them must need about as much memory.
+    # 40,000 rows are 0.1 GB on disk and 2 GB as Python objects; a tenth of them must need about as much memory.
     script = textwrap.dedent("""
         import pathlib, resource, sys
         from rl.replay.rescore import replay
@@ -76,7 +76,7 @@ def test_a_store_is_filtered_and_scored_anew_without_being_held_in_memory(tmp_pa
     rewards = tmp_path / "rewards.yaml"
     rewards.write_text("scorers: {letters: {use: 'tests.scorers:LetterShare'}}")
     peak_mb = {}
-    for rows in (10_000, 100_000):
+    for rows in (4_000, 40_000):
         run = tmp_path / str(rows)
         write_made_up(run, rows=rows)
         command = [sys.executable, "-c", script, str(run), str(rewards)]
@@ -84,4 +84,4 @@ def test_a_store_is_filtered_and_scored_anew_without_being_held_in_memory(tmp_pa
         right, peak_mb[rows] = map(int, done.stdout.split())
         assert 0.4 * rows < right < 0.6 * rows
         assert row_count(run.with_suffix(".out"), 1) == rows
-    assert peak_mb[100_000] < peak_mb[10_000] + 150
+    assert peak_mb[40_000] < peak_mb[4_000] + 150

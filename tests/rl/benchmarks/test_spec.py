@@ -17,6 +17,7 @@ from rl.benchmarks.spec import benchmark_tasks, find_benchmarks, has_data, load_
 from rl.cli import main
 from rl.errors import ConfigError, TaskError
 from rl.types import Task
+from rollouts.mapping import fill_template
 from rollouts.tasks import load_tasks
 
 DATA = Path(os.environ.get("MEDRL_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
@@ -61,7 +62,7 @@ def test_a_benchmark_whose_data_are_here_loads(name: str) -> None:
         pytest.skip(f"{DATA} has no {benchmark.source['path']}; MEDRL_DATA names the folder that has it")
     for task in benchmark_tasks(benchmark, data=DATA, max_image_pixels=PIXELS, limit=40):
         check_key(task)
-        assert benchmark.modality_of(task)
+        assert fill_template(benchmark.modality, task.extra)
         assert all(column in task.extra for column in benchmark.slices)
 
 
@@ -132,7 +133,7 @@ def test_a_row_with_the_published_names_becomes_a_task(name: str, tmp_path: Path
     mapping = dataclasses.replace(benchmark.mapping, file="", image_root="")
     (task,) = load_tasks(str(tmp_path / "rows.jsonl"), mapping=mapping, split="eval", max_image_pixels=PIXELS)
     check_key(task)
-    assert task.answer["value"] == value and benchmark.modality_of(task)
+    assert task.answer["value"] == value and fill_template(benchmark.modality, task.extra)
     assert bool(task.images) == bool(benchmark.mapping.image)
 
 

@@ -160,7 +160,11 @@ def test_the_outcome_names_the_first_difference_and_lays_the_gradients_side_by_s
         norm=2.0,
         turns=(Turn(setting="advantage.scale=std", norm=4.0, cosine=0.5, flipped=1, rescored=0),),
     )
+    whole = list(described(replace(replayed, minibatches=2)))
+    assert "It was taken in 2, each at the weights" in " ".join(whole)
+    assert whole[-2].split() == ["as", "one", "step", "2", "1.0000"]
     lines = list(described(replayed))
+    assert lines[-2].split() == ["as", "it", "was", "2", "1.0000"]
     assert lines[0] == "step 7, from checkpoint step_000006; compared to the bit"
     assert lines[1].split() == ["advantages", "same", "3"] and "DIFFERS" in lines[2]
     assert lines[3] == "first difference: loss: d"
