@@ -189,7 +189,7 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
         ),
         (
             config.learner.offload_optimizer and config.learner.zero_stage == 0,
-            "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: at 0 there is nothing that DeepSpeed offloads",
+            "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: DeepSpeed offloads nothing at 0",
         ),
         (
             config.loss.objective == "cispo" and config.loss.dual_clip > 0,
