@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from rl.errors import ScorerError
+from rl.timeline import Span
 from rl.types import Group, SamplingParams, ScoredTrajectory, Task, Trajectory, Unscored
 from rollouts.engine import GenerationRequest
 
@@ -34,13 +36,20 @@ class Rewards(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Groups in the order of their requests, how long the engines took and the scores after them, and the groups that
-    others were drawn for."""
+    """Groups in the order of their requests, and when they were made.
+
+    ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores after them.
+    ``drawn_anew`` are the groups that others were drawn for.
+    """
 
     groups: list[Group]
-    generate_s: float
-    score_s: float
+    spans: Sequence[Span]
+    waits: Sequence[Span]
     drawn_anew: Sequence[Group] = ()
+
+    def waited_s(self, phase: str, *, since_s: float = -math.inf) -> float:
+        """Seconds that were waited for ``phase``, of those after a moment."""
+        return sum(wait.after(since_s) for wait in self.waits if wait.phase == phase)
 
 
 def make_requests(
@@ -62,20 +71,46 @@ def make_requests(
     ]
 
 
-async def collect(requests: Sequence[GenerationRequest], *, pool: Pool, rewards: Rewards) -> Collected:
-    """Generate all ``requests`` and score each group as soon as it is complete."""
-    began = time.perf_counter()
+async def collect(
+    requests: Sequence[GenerationRequest], *, pool: Pool, rewards: Rewards, workers: int = 1
+) -> Collected:
+    """Generate all ``requests`` and score each group as soon as it is complete; requests go round ``workers``."""
+    began_s = time.time()
+    worker_of = {request.id: place % workers for place, request in enumerate(requests)}
+    written: list[Span] = []
     scoring: dict[str, asyncio.Task[Group]] = {}
     try:
         async for trajectories in pool.generate(requests):
             request_id = trajectories[0].id.rpartition("/")[0]
+            now_s = time.time()
+            taken_up_s = now_s - trajectories[0].duration_s
+            written.append(Span(phase="generate", began_s=taken_up_s, ended_s=now_s, worker=worker_of[request_id]))
             scoring[request_id] = asyncio.create_task(_score_group(trajectories, rewards))
-        generated = time.perf_counter()
+        generated_s = time.time()
         groups = [await scoring[request.id] for request in requests]
     finally:
         for task in scoring.values():
             task.cancel()
-    return Collected(groups, generated - began, time.perf_counter() - generated)
+    scored_s = time.time()
+    scored = Span(phase="score", began_s=min((span.ended_s for span in written), default=scored_s), ended_s=scored_s)
+    waits = [
+        Span(phase="generate", began_s=began_s, ended_s=generated_s),
+        Span(phase="score", began_s=generated_s, ended_s=scored_s),
+    ]
+    return Collected(groups, [*_by_worker(written), scored], waits)
+
+
+def _by_worker(written: Sequence[Span]) -> list[Span]:
+    """One span per worker, from the first request that it took up to the last that it answered."""
+    return [
+        Span(
+            phase="generate",
+            began_s=min(span.began_s for span in written if span.worker == worker),
+            ended_s=max(span.ended_s for span in written if span.worker == worker),
+            worker=worker,
+        )
+        for worker in sorted({span.worker for span in written})
+    ]
 
 
 async def _score_group(trajectories: Sequence[Trajectory], rewards: Rewards) -> Group:

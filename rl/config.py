@@ -6,16 +6,17 @@ allowed and the file. ``validate`` needs no accelerator stack and runs before Ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 import configs
-from rl.config_schema import RewardsConfig, RunConfig
+from rl.config_schema import KEYWORD_KEYS, RewardsConfig, RunConfig
 from rl.errors import ConfigError
 
 SHIPPED_CONFIGS = Path(configs.__file__).parent
@@ -83,6 +84,7 @@ RANGES: dict[str, Range] = {
     "loss.entropy_coef": NOT_NEGATIVE,
     "loss.rollout_correction.cap": POSITIVE,
     "dynamic_sampling.max_rounds": AT_LEAST_ONE,
+    "async.max_staleness": NOT_NEGATIVE,
     "learner.ranks": AT_LEAST_ONE,
     "learner.gpus_per_rank": NOT_NEGATIVE,
     "learner.cpus_per_rank": NOT_NEGATIVE,
@@ -139,12 +141,12 @@ def find_config(name: str | Path) -> Path:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML; `load_config` reads it back to the same config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(_as_written(config))
 
 
 def validate(config: RunConfig, *, where: str) -> None:
     """Check every value and how values fit together; raises one ConfigError that names ``where``."""
-    tree = OmegaConf.structured(config)
+    tree = _as_written(config)
     for key, allowed in CHOICES.items():
         if str(value := OmegaConf.select(tree, key)) not in allowed:
             raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got {value!r} ({where})")
@@ -201,17 +203,38 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
             f"rewards.length_soft_tokens must be below sampling.max_tokens; got {config.rewards.length_soft_tokens} "
             f"and {config.sampling.max_tokens}",
         ),
+        (
+            config.async_.max_staleness > 0 and config.loss.rollout_correction.mode == "none",
+            f"async.max_staleness {config.async_.max_staleness} trains on tokens that older weights wrote, which needs "
+            f"an importance correction: set loss.rollout_correction.mode to truncate or mask, or async.max_staleness "
+            f"to 0; got mode none",
+        ),
     ]
 
 
 def _merge(base: DictConfig, update: Any, *, where: str) -> DictConfig:
     try:
-        merged = OmegaConf.merge(base, update)
+        if reserved := set(KEYWORD_KEYS.values()) & set(update):
+            raise ConfigKeyError(f"Key '{reserved.pop()}' not in 'RunConfig'")
+        merged = OmegaConf.merge(base, _renamed(update, KEYWORD_KEYS))
     except OmegaConfBaseException as error:
         reason, key = str(error).splitlines()[0], getattr(error, "full_key", None)
+        for written, name in KEYWORD_KEYS.items():
+            key = key and re.sub(rf"^{name}\b", written, key)
         raise ConfigError(f"{key + ': ' if key else ''}{reason} ({where})") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _as_written(config: RunConfig) -> DictConfig:
+    """The config with its keys as users write them."""
+    return _renamed(OmegaConf.structured(config), {name: written for written, name in KEYWORD_KEYS.items()})
+
+
+def _renamed(config: DictConfig, names: Mapping[str, str]) -> DictConfig:
+    """The same with other names for some of its keys, in the same order."""
+    container: Any = OmegaConf.to_container(config)
+    return OmegaConf.create({names.get(key, key): value for key, value in container.items()})
 
 
 def _parse_override(override: str) -> DictConfig:

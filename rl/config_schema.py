@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+KEYWORD_KEYS = {"async": "async_"}
+"""Keys that are Python keywords, and the fields that they are read into; users write and see the keys alone."""
+
 
 @dataclass
 class LoraConfig:
@@ -179,6 +182,15 @@ class DynamicSamplingConfig:
 
 
 @dataclass
+class AsyncConfig:
+    """Generation ahead of the update."""
+
+    max_staleness: int = 0
+    """Most optimizer steps between the weights that wrote a token and those that are trained on it. 0 is strictly
+    on-policy; n ≥ 1 writes the trajectories of the next n steps while the learner updates, see the README."""
+
+
+@dataclass
 class LearnerConfig:
     """The DeepSpeed engine: one Ray actor per rank."""
 
@@ -266,6 +278,8 @@ class RunConfig:
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    async_: AsyncConfig = field(default_factory=AsyncConfig)
+    """The section ``async`` (see `KEYWORD_KEYS`)."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

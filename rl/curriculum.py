@@ -25,17 +25,25 @@ class TaskSampler:
         self._members = {key: [i for i, k in enumerate(keys) if k == key] for key in sorted(set(keys))}
         self._drawn = dict.fromkeys(self._members, 0)
         self._turn = 0
+        self._places = {id(task): place for place, task in enumerate(self.tasks)}
+        self._again: list[Task] = []
 
     def next_batch(self, size: int) -> list[Task]:
-        """The next ``size`` tasks, strata alternating."""
+        """The next ``size`` tasks, strata alternating; those that a restored state had left to do come first."""
+        again, self._again = self._again[:size], self._again[size:]
+        size -= len(again)
         strata = list(self._members)
         chosen = [self._draw(strata[(self._turn + place) % len(strata)]) for place in range(size)]
         self._turn = (self._turn + size) % len(strata)
-        return chosen
+        return again + chosen
 
-    def state(self) -> dict[str, Any]:
-        """Where the sampler stands, as JSON."""
-        return {"drawn": dict(self._drawn), "turn": self._turn}
+    def state(self, *, undone: Sequence[Task] = ()) -> dict[str, Any]:
+        """Where the sampler stands, as JSON. ``undone`` were drawn and not trained on: they are to be drawn again."""
+        return {
+            "drawn": dict(self._drawn),
+            "turn": self._turn,
+            "undone": [self._places[id(task)] for task in (*undone, *self._again)],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned. Raises CheckpointError where the strata are not the same."""
@@ -46,6 +54,7 @@ class TaskSampler:
             )
         self._drawn = {stratum: int(count) for stratum, count in state["drawn"].items()}
         self._turn = int(state["turn"])
+        self._again = [self.tasks[place] for place in state.get("undone", ())]  # older checkpoints have none
 
     def _draw(self, stratum: str) -> Task:
         members = self._members[stratum]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.config import ConfiguredScorer, load_rewards, max_shaping
 from rewards.judges.config import reach_judges
@@ -24,6 +24,9 @@ from rl.run_folder import open_run_folder, read_summary, write_summary
 from rl.types import Task
 from rollouts.splits import tuning_split
 from rollouts.tasks import check_disjoint, load_tasks
+
+if TYPE_CHECKING:
+    from rl.train import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 async def _run(prepared: Prepared) -> bool:
     """Prepare the policy, then train it; true where the user stopped either."""
-    from rl.train import Interrupted, stopping_on_signals, unless_stopped
+    from rl.stopping import Interrupted, stopping_on_signals, unless_stopped
 
     stop = asyncio.Event()
     with stopping_on_signals(stop):
@@ -152,7 +155,9 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
     from rl.cluster import start_learner, start_rewards, start_rollout_pool
     from rl.settings import engine_settings, learner_settings, loss_function
     from rl.sinks import open_sinks
-    from rl.train import Interrupted, Run
+    from rl.stopping import Interrupted
+    from rl.timeline import Timeline
+    from rl.train import Run
     from rollouts.log import drop_steps_from
 
     config, folder = prepared.config, prepared.folder
@@ -174,7 +179,10 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
         mlflow_experiment=config.logging.mlflow_experiment,
         resume_at=resume_at,
     )
-    with MetricsLog(folder / "metrics.jsonl", resume_at=resume_at, sinks=sinks) as metrics:
+    with (
+        MetricsLog(folder / "metrics.jsonl", resume_at=resume_at, sinks=sinks) as metrics,
+        Timeline(folder / "timeline.jsonl", resume_at=resume_at) as timeline,
+    ):
         run = Run(
             config,
             folder,
@@ -187,14 +195,13 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
             gates=frozenset(scorer.name for scorer in prepared.scorers if scorer.gate),
             max_shaping=max_shaping(prepared.scorers, config.rewards.length_penalty),
             metrics=metrics,
+            timeline=timeline,
             stop=stop,
         )
         if checkpoint and state:
             await learner.load(checkpoint / "learner")
             run.restore(state)
-            say(f"resuming after step {run.step} from {checkpoint}")
-            if run.reshaped:
-                say(f"it was written by another learner ({state['learner']}): equal up to rounding, not to the bit")
+            _say_resumed(run, checkpoint, learner_was=state["learner"])
         try:
             await run.loop()
         except Interrupted:
@@ -202,6 +209,15 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
             return True
         await learner.save_policy((folder / "policy").resolve())
     return False
+
+
+def _say_resumed(run: Run, checkpoint: Path, *, learner_was: Mapping[str, int]) -> None:
+    """Where the run goes on, and why it will not be equal to the bit where it will not."""
+    say(f"resuming after step {run.step} from {checkpoint}")
+    if run.reshaped:
+        say(f"it was written by another learner ({learner_was}): equal up to rounding, not to the bit")
+    if run.max_staleness:
+        say("what was being written ahead is written anew (async.max_staleness > 0): not equal to the bit")
 
 
 async def _initial_policy(prepared: Prepared) -> str:

@@ -94,9 +94,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/logprob_difference_max", "nats", "largest absolute difference", _DIFFERENCE, "largest"),
     Metric("publication/check_difference", "nats", "mean after a publication", _DIFFERENCE, "publication check"),
     Metric("publication/size_bytes", "bytes", "weights published to the engines"),
-    Metric("rollout/version_lag", "versions", "learner version minus the mean version that wrote the trajectories"),
-    Metric("policy_version", "version", "weights that wrote the step's trajectories"),
-    Metric("time/generate_s", "s", "rollouts", "Time per step", "generate"),
+    Metric("rollout/version_lag", "versions", "mean over tokens, learner minus writer", "Staleness", "mean"),
+    Metric("rollout/version_lag_max", "versions", "the same of the oldest token", "Staleness", "oldest token"),
+    Metric("rollout/mixed_fraction", "fraction", "completions that more than one version of the policy wrote"),
+    Metric("policy_version", "version", "weights that the step's update began from"),
+    Metric("time/generate_s", "s", "waiting for rollouts", "Time per step", "generate"),
     Metric("time/score_s", "s", "waiting for scores after the last rollout", "Time per step", "score"),
     Metric("time/update_s", "s", "learner update", "Time per step", "update"),
     Metric("time/publish_s", "s", "publication of the weights", "Time per step", "publish"),
@@ -155,7 +157,7 @@ class MetricsLog:
                 f"{path} already holds metrics of another run; resume that run or name another folder"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._last_step = _truncate(path, before=resume_at) if resume_at is not None else -1
+        self._last_step = keep_steps_before(resume_at, path) if resume_at is not None else -1
         self._file = path.open("a", encoding="utf-8")
         self._sinks = tuple(sinks)
 
@@ -193,7 +195,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     out. Empty where the file does not exist.
     """
     steps: dict[int, dict[str, float]] = {}
-    for line in _whole_lines(path):
+    for line in whole_lines(path):
         record = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
         merged = steps.setdefault(int(record["step"]), {})
         if NONFINITE in record:
@@ -202,9 +204,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _truncate(path: Path, *, before: int) -> int:
-    """Keep only the records of steps ``< before``, by a rename; the last step kept, or -1."""
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < before]
+def keep_steps_before(before: int, path: Path) -> int:
+    """Keep only the lines of steps ``< before``, by a rename; the last step kept, or -1."""
+    kept = [line for line in whole_lines(path) if json.loads(line)["step"] < before]
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
         file.writelines(kept)
@@ -214,7 +216,8 @@ def _truncate(path: Path, *, before: int) -> int:
     return max((json.loads(line)["step"] for line in kept), default=-1)
 
 
-def _whole_lines(path: Path) -> Iterable[str]:
+def whole_lines(path: Path) -> Iterable[str]:
+    """All lines but a last one that a crash cut; none where there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -30,6 +30,7 @@ def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
         tensor_parallel=rollouts.tensor_parallel,
         trust_remote_code=config.policy.trust_remote_code,
         on_gpu=rollouts.gpus_per_worker > 0,
+        updates_in_flight=config.async_.max_staleness > 0,
     )
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 
 from policies.contract import Update
 from rl.advantage import has_signal
+from rl.ahead import Ahead, check_staleness, staleness_metrics
 from rl.batch import make_train_batch, reward_columns, train_sample
 from rl.checkpoint import save_checkpoint
 from rl.collect import Collected, Rewards, check_unscored, collect, make_requests
@@ -24,6 +22,8 @@ from rl.evaluate import evaluate
 from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
 from rl.settings import greedy_sampling, training_sampling
+from rl.stopping import Interrupted, unless_stopped
+from rl.timeline import Timeline
 from rl.types import Group, SamplingParams, Task, TrainBatch, WeightsVersion
 from rl.watch import StepWatch
 from rollouts.log import LoggedStep, write_step
@@ -32,10 +32,6 @@ from rollouts.prompts import messages_by_task
 
 PROBE_TASKS = 2
 PROBE_TOKENS = 8
-
-
-class Interrupted(Exception):
-    """The user asked the run to stop; what was done up to the last whole step is kept."""
 
 
 class Run:
@@ -55,20 +51,23 @@ class Run:
         gates: frozenset[str],
         max_shaping: float,
         metrics: MetricsLog,
+        timeline: Timeline,
         stop: asyncio.Event,
     ) -> None:
         self.config, self.folder = config, folder
         self.pool, self.rewards, self.learner = pool, rewards, learner
         self.tasks, self.eval_tasks = tasks, eval_tasks
         self.weights, self.gates, self.max_shaping = weights, gates, max_shaping
-        self.metrics = metrics
+        self.metrics, self.timeline = metrics, timeline
+        self.max_staleness = config.async_.max_staleness
         self.sampler = TaskSampler(tasks, seed=config.seed, balance=config.tasks.balance)
         self.step = 0
         self.tokens = 0
         self.reshaped = False
         self.published: WeightsVersion
         self.stop = stop
-        self._sampler_state = self.sampler.state()
+        self._undone: dict[int, list[Task]] = {}
+        """Tasks that were drawn for steps that were not taken yet."""
 
     async def loop(self) -> None:
         """GRPO: generate, score, update, publish. Raises Interrupted at the first safe moment after `stop` is set."""
@@ -78,60 +77,69 @@ class Run:
         await self.publish(self.step)
         if self.step == 0:
             await self.evaluate(0)
-        for step in range(self.step + 1, config.max_steps + 1):
-            began = time.perf_counter()
-            collected = await unless_stopped(self.collect(step), self.stop)
-            batch = self.train_batch(collected.groups)
-            before = self.published
-            update = await self.learner.update(batch)
-            updated = time.perf_counter()
-            await self.publish(step)
-            values = self.record(step, collected, batch, update, weights_before=before, began=began, updated=updated)
-            if step == config.max_steps or (
-                config.evaluation.every_steps and step % config.evaluation.every_steps == 0
-            ):
-                values |= await self.evaluate(step)
-            progress.update(step, values)
-            for warning in watch.warnings(collected.groups, length_tokens=values["length/mean_tokens"]):
-                progress.warn(warning)
-            if step == config.max_steps or step % config.checkpoint.every_steps == 0:
-                await self.save()
-            if self.stop.is_set():
-                raise Interrupted
+        async with Ahead(self.collect, max_staleness=self.max_staleness, last_step=config.max_steps) as ahead:
+            for step in range(self.step + 1, config.max_steps + 1):
+                began_s = time.time()
+                collected = await unless_stopped(ahead.collected(step), self.stop)
+                batch = self.train_batch(collected.groups)
+                before = self.published
+                with self.timeline.during("update", step) as updating:
+                    update = await self.learner.update(batch)
+                await self.publish(step)
+                ahead.published(step)
+                values = self.record(
+                    step, collected, batch, update, weights_before=before, began_s=began_s, update_s=updating.duration_s
+                )
+                if step == config.max_steps or (
+                    config.evaluation.every_steps and step % config.evaluation.every_steps == 0
+                ):
+                    values |= await self.evaluate(step)
+                progress.update(step, values)
+                for warning in watch.warnings(collected.groups, length_tokens=values["length/mean_tokens"]):
+                    progress.warn(warning)
+                if step == config.max_steps or step % config.checkpoint.every_steps == 0:
+                    await self.save()
+                if self.stop.is_set():
+                    raise Interrupted
 
     async def collect(self, step: int) -> Collected:
         """The step's scored groups; with dynamic sampling, groups whose rewards are all equal are drawn anew."""
         config = self.config
         kept: list[Group] = []
         spare: list[Group] = []
-        generate_s = score_s = 0.0
-        drawn = 0
+        rounds: list[Collected] = []
+        drawn = self._undone[step] = []
         for _ in range(config.dynamic_sampling.max_rounds if config.dynamic_sampling.enabled else 1):
             tasks = self.sampler.next_batch(config.tasks_per_step - len(kept))
             requests = make_requests(
                 tasks,
                 kind="train",
                 step=step,
-                first=drawn,
+                first=len(drawn),
                 num_samples=config.group_size,
                 sampling=training_sampling(config),
                 seed=config.seed,
             )
-            drawn += len(tasks)
-            round_ = await collect(requests, pool=self.pool, rewards=self.rewards)
-            generate_s, score_s = generate_s + round_.generate_s, score_s + round_.score_s
-            check_unscored(round_.groups, max_fraction=config.rewards.max_unscored_fraction)
-            for group in round_.groups:
+            drawn.extend(tasks)
+            rounds.append(await collect(requests, pool=self.pool, rewards=self.rewards, workers=len(self.pool.workers)))
+            check_unscored(rounds[-1].groups, max_fraction=config.rewards.max_unscored_fraction)
+            for group in rounds[-1].groups:
                 (kept if self._has_signal(group) else spare).append(group)
             if len(kept) == config.tasks_per_step:
                 break
         # Without a refill, or where all rounds are spent, groups without signal fill the batch: no sample is lost.
         missing = config.tasks_per_step - len(kept)
-        groups = sorted([*kept, *spare[:missing]], key=_request_id)
-        return Collected(groups, generate_s, score_s, drawn_anew=spare[missing:])
+        return Collected(
+            sorted([*kept, *spare[:missing]], key=_request_id),
+            spans=[span for each in rounds for span in each.spans],
+            waits=[wait for each in rounds for wait in each.waits],
+            drawn_anew=spare[missing:],
+        )
 
     def train_batch(self, groups: list[Group]) -> TrainBatch:
-        """Advantages and samples of the step. Raises LearnerError where nothing is left to train on."""
+        """Advantages and samples of the step. Raises LearnerError where nothing is left to train on, RolloutError where
+        a token is older than the bound on staleness allows."""
+        check_staleness(groups, learner_version=self.step, max_staleness=self.max_staleness)
         advantage = self.config.advantage
         batch = make_train_batch(
             groups,
@@ -157,17 +165,21 @@ class Run:
         return has_signal(np.array([scored.reward for scored in group.scored]))
 
     async def publish(self, version: int) -> None:
-        """Hand the learner's weights to every engine, then compare both on a few fresh tokens."""
-        began = time.perf_counter()
-        arrays, weights = await self.learner.weights()
-        await self.pool.load_weights(arrays, version=version)
-        self.published = WeightsVersion(
-            number=version,
-            size_bytes=weights.size_bytes,
-            publish_s=time.perf_counter() - began,
-            sha256=weights.sha256,
-        )
-        difference = await self._publication_difference(version)
+        """Hand the learner's weights to every engine, then compare both on a few fresh tokens.
+
+        What an engine is writing meanwhile goes on with the new weights.
+        """
+        with self.timeline.during("publish", version):
+            began = time.perf_counter()
+            arrays, weights = await self.learner.weights()
+            await self.pool.load_weights(arrays, version=version)
+            self.published = WeightsVersion(
+                number=version,
+                size_bytes=weights.size_bytes,
+                publish_s=time.perf_counter() - began,
+                sha256=weights.sha256,
+            )
+            difference = await self._publication_difference(version)
         if version > self.step or version == 0:  # a resumed run has recorded the version that it starts from
             self.metrics.record(
                 version, {"publication/check_difference": difference, "publication/size_bytes": weights.size_bytes}
@@ -183,18 +195,21 @@ class Run:
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Greedy accuracy and reward on the held-out tasks; logged with their trajectories."""
-        began = time.perf_counter()
         limit = self.config.evaluation.max_tasks or len(self.eval_tasks)
-        evaluation = await evaluate(
-            self.eval_tasks[:limit],
-            step=step,
-            pool=self.pool,
-            rewards=self.rewards,
-            sampling=greedy_sampling(self.config),
-            seed=self.config.seed,
-        )
-        await self.pool.drop_caches()  # a run that is resumed after this step has not seen these prompts
-        values = evaluation.metrics | {"time/eval_s": time.perf_counter() - began}
+        with self.timeline.during("evaluate", step) as evaluating:
+            evaluation = await evaluate(
+                self.eval_tasks[:limit],
+                step=step,
+                pool=self.pool,
+                rewards=self.rewards,
+                sampling=greedy_sampling(self.config),
+                seed=self.config.seed,
+            )
+        # Nothing is published meanwhile: what is written ahead shares the engines with it, and changes no version.
+        check_staleness(evaluation.groups, learner_version=step, max_staleness=0)
+        if not self.max_staleness:
+            await self.pool.drop_caches()  # a run that is resumed after this step has not seen these prompts
+        values = evaluation.metrics | {"time/eval_s": evaluating.duration_s}
         self.metrics.record(step, values)
         if self.config.logging.trajectories:
             groups = evaluation.groups
@@ -210,40 +225,41 @@ class Run:
         update: Update,
         *,
         weights_before: WeightsVersion,
-        began: float,
-        updated: float,
+        began_s: float,
+        update_s: float,
     ) -> dict[str, float]:
         """Write the step's metrics and trajectories, and move the run's state behind it."""
-        log_began = time.perf_counter()
         advantages = np.array([sample.advantage for sample in batch.samples])
-        if self.config.logging.trajectories:
-            self._log(step, collected, batch, update, weights_before=weights_before)
-        now = time.perf_counter()
+        self.timeline.record(step, collected.spans)
+        with self.timeline.during("log", step) as logging:
+            if self.config.logging.trajectories:
+                self._log(step, collected, batch, update, weights_before=weights_before)
         values = group_metrics(collected.groups)
-        step_s = now - began
+        step_s = logging.ended_s - began_s
         generated = values["throughput/tokens"]
         values |= {
             f"{'rollout' if 'difference' in name else 'loss'}/{name}": value for name, value in update.stats.items()
         }
+        values |= staleness_metrics(collected.groups, learner_version=self.step)
         values |= {
             "loss/tokens": batch.loss_tokens,
             "advantage/abs_mean": float(np.abs(advantages).mean()),
             "advantage/std": float(advantages.std()),
             "group/refilled": len(collected.drawn_anew),
             "policy_version": batch.policy_version,
-            "time/generate_s": collected.generate_s,
-            "time/score_s": collected.score_s,
-            "time/update_s": updated - began - collected.generate_s - collected.score_s,
+            "time/generate_s": collected.waited_s("generate", since_s=began_s),
+            "time/score_s": collected.waited_s("score", since_s=began_s),
+            "time/update_s": update_s,
             "time/publish_s": self.published.publish_s,
-            "time/log_s": now - log_began,
+            "time/log_s": logging.duration_s,
             "time/step_s": step_s,
             "throughput/tokens_per_s": generated / step_s,
-            "throughput/generate_tokens_per_s": generated / collected.generate_s,
+            "throughput/generate_tokens_per_s": generated / collected.waited_s("generate"),
         }
         self.metrics.record(step, values)
         self.step = step
         self.tokens += int(generated)
-        self._sampler_state = self.sampler.state()
+        del self._undone[step]
         return values
 
     def _log(
@@ -293,7 +309,7 @@ class Run:
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "sampler": self._sampler_state,
+            "sampler": self.sampler.state(undone=[task for _, tasks in sorted(self._undone.items()) for task in tasks]),
             "learner": self._learner_shape(),
         }
 
@@ -302,19 +318,18 @@ class Run:
         self.step, self.tokens = state["step"], state["tokens"]
         self.reshaped = state["learner"] != self._learner_shape()
         self.sampler.restore(state["sampler"])
-        self._sampler_state = self.sampler.state()
 
     async def save(self) -> Path:
         """Write a checkpoint of the last whole step."""
-        began = time.perf_counter()
-        folder = await save_checkpoint(
-            self.folder,
-            step=self.step,
-            state=self.state(),
-            save_learner=self.learner.save,
-            keep=self.config.checkpoint.keep,
-        )
-        self.metrics.record(self.step, {"time/checkpoint_s": time.perf_counter() - began})
+        with self.timeline.during("checkpoint", self.step) as saving:
+            folder = await save_checkpoint(
+                self.folder,
+                step=self.step,
+                state=self.state(),
+                save_learner=self.learner.save,
+                keep=self.config.checkpoint.keep,
+            )
+        self.metrics.record(self.step, {"time/checkpoint_s": saving.duration_s})
         return folder
 
     async def _publication_difference(self, version: int) -> float:
@@ -334,41 +349,6 @@ class Run:
         return float(
             np.abs(np.concatenate(learned) - np.concatenate([t.rollout_logprobs for t in trajectories])).mean()
         )
-
-
-async def unless_stopped(work: Any, stop: asyncio.Event) -> Any:
-    """Await ``work``, but give it up and raise Interrupted as soon as ``stop`` is set."""
-    task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Interrupted
-        return task.result()
-    finally:
-        stopped.cancel()
-        task.cancel()
-
-
-@contextlib.contextmanager
-def stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets ``stop``, so that the run saves and ends; a second one ends it at once."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def request_stop() -> None:
-        if stop.is_set() and task is not None:
-            task.cancel()
-        stop.set()
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, request_stop)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 def _request_id(group: Group) -> str:

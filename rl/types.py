@@ -114,12 +114,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
-    """What one policy version wrote for one task.
+    """What the policy wrote for one task.
 
     Shapes: ``prompt_token_ids`` int32 [prompt] with every image token expanded, as the engine saw it;
     ``completion_token_ids`` int32 [completion]; ``completion_mask`` bool [completion], true where the policy wrote
     the token (false on what tools and the environment wrote); ``rollout_logprobs`` float32 [completion], natural
     logarithms under the sampling policy at its temperature, NaN where the mask is false.
+
+    ``policy_version`` counts the optimizer steps behind the weights that began it. Where weights were loaded while it
+    was being written, ``later_versions`` has the first token and the version of each span that others wrote.
 
     ``source`` names the system that wrote an imported trajectory. What such a log does not say is not made up: its
     token arrays are empty, its ``policy_version`` and ``seed`` are -1, and its ``sampling`` means nothing.
@@ -140,10 +143,19 @@ class Trajectory:
     tool_calls: tuple[ToolCall, ...] = ()
     duration_s: float = 0.0
     source: str = ""
+    later_versions: tuple[tuple[int, int], ...] = ()
 
     @property
     def length_tokens(self) -> int:
         return len(self.completion_token_ids)
+
+    @property
+    def token_versions(self) -> np.ndarray:
+        """Int64 [completion]: the policy version that wrote each token."""
+        versions = np.full(self.length_tokens, self.policy_version, dtype=np.int64)
+        for start, version in self.later_versions:
+            versions[start:] = version
+        return versions
 
     @property
     def reasoning(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,26 +46,50 @@ class EngineSettings:
     tensor_parallel: int
     trust_remote_code: bool
     on_gpu: bool
+    updates_in_flight: bool = False
+
+
+Answer = tuple[Trajectory, ...] | RolloutError
+"""The trajectories of a request, in order of its samples, or why it was refused."""
 
 
 class Engine(Protocol):
-    """Generates with one set of weights at a time."""
+    """Generates step by step, with one set of weights at a time; in between, requests are added and weights change."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[Trajectory, ...]]:
-        """Yield the trajectories of each request as soon as its last sample is done, in order of completion."""
+    answers: dict[str, Answer]
+    """What is done and was not fetched yet, by the key of the request, in order of completion."""
+
+    def add(self, request: GenerationRequest, *, first: bool = False) -> str:
+        """Queue ``request``, with ``first`` before all that wait; returns the key that its answer will have."""
+        ...
+
+    def step(self) -> None:
+        """Write one more token of every completion in progress."""
+        ...
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Give up requests that nobody waits for any more."""
         ...
 
     def load_weights(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        """Replace the weights and drop every cache that was computed with the old ones."""
+        """Replace the weights. What is half-written goes on with them; nothing else computed with the old is used."""
+        ...
+
+    def drop_caches(self) -> None:
+        """Forget every prompt."""
         ...
 
 
 class VllmEngine:
-    """A vLLM engine inside this process: all requests at once in one continuous batch.
+    """A vLLM engine inside this process: all requests in one continuous batch.
 
     In-process (no engine child) so that a batch of requests is scheduled the same way at every run, and weights are
     handed over without a copy to disk. Logprobs are those of the sampling distribution: raw at temperature 1,
     otherwise after the temperature.
+
+    Weights that are loaded while completions are half-written leave their keys and values as they are
+    (PipelineRL, arXiv:2509.19128): what was written is not computed again. Requests that are taken up afterwards share
+    nothing with them, since the engine's caches go by the version of the weights.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -99,6 +124,8 @@ class VllmEngine:
             worker_extension_cls="rollouts.weight_transfer.WeightReceiver",
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             disable_log_stats=True,
+            # A pass that was begun before the weights changed would end under the name of the new ones.
+            async_scheduling=False if settings.updates_in_flight else None,
             **memory,
         )
         self.llm.init_weight_transfer_engine({"init_info": {}})
@@ -106,35 +133,53 @@ class VllmEngine:
             settings.policy_path, trust_remote_code=settings.trust_remote_code
         )
         self.forbidden = image_token_ids(self.processor, self.llm.llm_engine.model_config.hf_config)
+        self.max_num_seqs = settings.max_num_seqs
+        self.answers: dict[str, Answer] = {}
+        self._added = 0
+        self._waiting: deque[tuple[str, GenerationRequest]] = deque()
+        self._in_progress: dict[str, tuple[GenerationRequest, float]] = {}
         self.version = 0
-        self._calls = 0
+        self.llm.update_weight_version("0")
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[Trajectory, ...]]:
-        """See `Engine.generate`. Raises RolloutError for a prompt that the engine refuses, naming the task."""
+    def add(self, request: GenerationRequest, *, first: bool = False) -> str:
+        """See `Engine.add`. Its prompt is made when its turn comes, by the weights of that time."""
+        self._added += 1
+        key = f"{self._added}/{request.id}"
+        (self._waiting.appendleft if first else self._waiting.append)((key, request))
+        return key
+
+    def step(self) -> None:
+        """See `Engine.step`. A prompt that the engine refuses is answered by a RolloutError that names the task."""
         engine = self.llm.llm_engine
-        self._calls += 1
-        started = time.perf_counter()
-        pending = {f"{self._calls}/{request.id}": request for request in requests}
-        try:
-            for request_id, request in pending.items():
-                self._add(request_id, request)
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        request = pending.pop(output.request_id)
-                        yield self._trajectories(request, output, duration_s=time.perf_counter() - started)
-            if pending:
-                raise RolloutError(f"the engine ended without answering {len(pending)} of {len(requests)} requests")
-        finally:
-            engine.abort_request(list(pending))  # after a refused prompt: the next call must not meet its neighbours
+        # No more than fill the batch: whoever comes first is not kept waiting by what the engine has taken up already.
+        while self._waiting and engine.get_num_unfinished_requests() < self.max_num_seqs:
+            key, request = self._waiting.popleft()
+            try:
+                self._take_up(key, request)
+            except RolloutError as refusal:
+                self.answers[key] = refusal
+        for output in engine.step() if engine.has_unfinished_requests() else ():
+            if output.finished:
+                request, began = self._in_progress.pop(output.request_id)
+                self.answers[output.request_id] = self._trajectories(
+                    request, output, duration_s=time.perf_counter() - began
+                )
+
+    def forget(self, keys: Collection[str]) -> None:
+        """See `Engine.forget`."""
+        self.llm.llm_engine.abort_request([key for key in keys if self._in_progress.pop(key, None)])
+        self._waiting = deque(entry for entry in self._waiting if entry[0] not in keys)
+        for key in keys:
+            self.answers.pop(key, None)
 
     def load_weights(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        """Load ``tensors`` (torch, by checkpoint name) in place; prefix, image and encoder caches are dropped."""
+        """Load ``tensors`` (torch, by checkpoint name) in place, see `Engine.load_weights`."""
         self.llm.start_weight_update()
         self.llm.update_weights({"update_info": {"tensors": dict(tensors)}})
         self.llm.finish_weight_update(str(version))
-        self.drop_caches()
         self.version = version
+        if not self._in_progress:
+            self.drop_caches()
 
     def drop_caches(self) -> None:
         """Forget every prompt: what an engine has in its caches decides what it computes together, and so rounding."""
@@ -143,21 +188,24 @@ class VllmEngine:
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.llm_engine.reset_mm_cache()
 
-    def _add(self, request_id: str, request: GenerationRequest) -> None:
+    def _take_up(self, key: str, request: GenerationRequest) -> None:
         from vllm.exceptions import VLLMClientError
 
         try:
-            self.llm.llm_engine.add_request(request_id, self._prompt(request.task), self._sampling_params(request))
+            self.llm.llm_engine.add_request(key, self._prompt(request.task), self._sampling_params(request))
         except (ValueError, VLLMClientError) as error:
             raise RolloutError(
                 f"task {request.task.id!r} cannot be given to the engine: {error}. Shorten the question, shrink its "
                 f"images or raise rollouts.max_model_len"
             ) from None
+        self._in_progress[key] = request, time.perf_counter()
 
     def _prompt(self, task: Task) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt": render_prompt(task, self.processor)}
+        """The prompt, under names that no other version of the weights shares in the prefix and encoder caches."""
+        prompt: dict[str, Any] = {"prompt": render_prompt(task, self.processor), "cache_salt": str(self.version)}
         if task.images:
             prompt["multi_modal_data"] = {"image": [image.decode() for image in task.images]}
+            prompt["multi_modal_uuids"] = {"image": [f"{image.sha256}@{self.version}" for image in task.images]}
         return prompt
 
     def _sampling_params(self, request: GenerationRequest) -> Any:
@@ -194,6 +242,8 @@ class VllmEngine:
         logprobs = [
             position[token].logprob for position, token in zip(completion.logprobs, completion.token_ids, strict=True)
         ]
+        spans = [(span.start, int(span.version)) for span in completion.weight_versions]
+        (_, began_by), *later = spans or [(0, self.version)]
         return Trajectory(
             id=f"{request.id}/{completion.index}",
             task=request.task,
@@ -204,7 +254,8 @@ class VllmEngine:
             rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
             text=completion.text,
             finish_reason=completion.finish_reason,
-            policy_version=self.version,
+            policy_version=began_by,
+            later_versions=tuple(later),
             seed=request.seed + completion.index,
             sampling=request.sampling,
             duration_s=duration_s,

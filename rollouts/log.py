@@ -29,21 +29,17 @@ import numpy as np
 from rl.errors import LogError
 from rl.types import EncodedImage, Group, Trajectory
 from rollouts.log_rows import (
-    SCHEMA_VERSION,
-    TASK_COLUMNS,
-    UPDATE_KEY,
-    VERSION_KEY,
     Item,
     from_table,
     group_rows,
     image_file,
     rows_group,
     rows_trajectories,
-    schema,
     to_table,
     upgraded,
     with_outcomes,
 )
+from rollouts.log_schema import READ_VERSIONS, TASK_COLUMNS, UPDATE_KEY, VERSION_KEY, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -341,8 +337,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
-            if version != str(SCHEMA_VERSION):
-                raise LogError(f"{path} has trajectory schema {version}; this release reads {SCHEMA_VERSION}")
+            if version not in map(str, READ_VERSIONS):
+                readable = " and ".join(map(str, READ_VERSIONS))
+                raise LogError(f"{path} has trajectory schema {version}; this release reads {readable}")
             yield file
     except FileNotFoundError:
         raise LogError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ class RolloutPool:
     def __init__(self, workers: Sequence[Any], *, timeout_s: float) -> None:
         self.workers = tuple(workers)
         self.timeout_s = timeout_s
+        self._answered_s = [-math.inf] * len(self.workers)
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[Trajectory, ...]]:
         """Yield the trajectories of each request as it finishes.
@@ -62,10 +65,26 @@ class RolloutPool:
         results = []
         for index, call in enumerate(calls):
             try:
-                results.append(await asyncio.wait_for(call, self.timeout_s))
+                results.append(await self._answer(index, call))
             except Exception as error:
                 raise self._failure(index, error) from None
         return results
+
+    async def _answer(self, index: int, call: Any) -> Any:
+        """What a worker answers. Raises TimeoutError where it has answered no call at all for `timeout_s`."""
+        answer = asyncio.ensure_future(call)
+        try:
+            began_s = time.monotonic()
+            while not answer.done():
+                last_s = max(began_s, self._answered_s[index])
+                left_s = last_s + self.timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait({answer}, timeout=left_s)
+        finally:
+            answer.cancel()
+        self._answered_s[index] = time.monotonic()
+        return answer.result()
 
     async def _read(
         self,
@@ -77,8 +96,7 @@ class RolloutPool:
         stream = worker.generate.options(num_returns="streaming").remote(requests)
         try:
             for _ in requests:
-                reference = await asyncio.wait_for(anext(stream), self.timeout_s)
-                queue.put_nowait(await asyncio.wait_for(reference, self.timeout_s))
+                queue.put_nowait(await self._answer(index, await self._answer(index, anext(stream))))
         except StopAsyncIteration:
             queue.put_nowait(RolloutError(f"rollout worker {index} ended before all its requests were answered"))
         except Exception as error:

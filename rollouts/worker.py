@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from rl.errors import RolloutError
 from rl.types import Trajectory
-from rollouts.engine import EngineSettings, GenerationRequest, VllmEngine
+from rollouts.engine import Engine, EngineSettings, GenerationRequest, VllmEngine
 
 
 class RolloutWorker:
-    """Holds one engine; made an actor by `rl.cluster`."""
+    """Holds one engine; made an asynchronous actor by `rl.cluster`.
+
+    All calls share one thread and take turns: whoever waits for an answer steps the engine, which serves all others
+    too, and weights are loaded between two steps.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.engine = VllmEngine(settings)
+        self.engine: Engine = VllmEngine(settings)
 
-    def ready(self) -> int:
-        """The version of the weights that the engine holds."""
-        return self.engine.version
+    def ready(self) -> None:
+        """Answers once the engine is built."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[Trajectory, ...]]:
-        """Yield each request's trajectories as soon as they are complete."""
-        yield from self.engine.generate(requests)
+    async def generate(
+        self, requests: Sequence[GenerationRequest], *, first: bool = False
+    ) -> AsyncIterator[tuple[Trajectory, ...]]:
+        """Yield each request's trajectories as soon as they are complete; ``first`` goes before all that wait.
 
-    def generate_all(self, requests: Sequence[GenerationRequest]) -> list[tuple[Trajectory, ...]]:
-        """All trajectories at once, in the order of ``requests``."""
-        finished = {group[0].id.rpartition("/")[0]: group for group in self.engine.generate(requests)}
+        Raises RolloutError for a request that the engine refuses, and gives up the others of this call.
+        """
+        added = [self.engine.add(request, first=first) for request in (reversed(requests) if first else requests)]
+        keys = set(added)
+        try:
+            while keys:
+                self.engine.step()
+                await asyncio.sleep(0)  # whatever else was asked of this actor takes its turn here
+                for key in [key for key in self.engine.answers if key in keys]:
+                    keys.remove(key)
+                    answer = self.engine.answers.pop(key)
+                    if isinstance(answer, RolloutError):
+                        raise answer
+                    yield answer
+        finally:
+            self.engine.forget(keys)
+
+    async def generate_all(self, requests: Sequence[GenerationRequest]) -> list[tuple[Trajectory, ...]]:
+        """All trajectories at once, in the order of ``requests``; they go before all that wait."""
+        finished = {group[0].id.rpartition("/")[0]: group async for group in self.generate(requests, first=True)}
         return [finished[request.id] for request in requests]
 
     def drop_caches(self) -> None:

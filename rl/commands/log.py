@@ -56,7 +56,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from rollouts.log import schema
-    from rollouts.log_rows import SCHEMA_VERSION
+    from rollouts.log_schema import SCHEMA_VERSION
 
     print(f"trajectory schema {SCHEMA_VERSION}: RUN/trajectories/step_*.parquet and eval_*.parquet, a row a trajectory")
     for column in schema():

@@ -237,7 +237,10 @@ def engine_trajectories(path: str) -> list[Trajectory]:
         GenerationRequest(id=task.id, task=task, num_samples=4, seed=1, sampling=sampling)
         for task in load_cytology("eval")[:3]
     ]
-    return [trajectory for group in engine.generate(requests) for trajectory in group]
+    keys = [engine.add(request) for request in requests]
+    while set(keys) - set(engine.answers):
+        engine.step()
+    return [trajectory for key in keys for trajectory in engine.answers[key]]
 
 
 @pytest.mark.slow

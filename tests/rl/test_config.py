@@ -43,6 +43,9 @@ def test_an_override_wins_over_the_file_and_the_default(config_file: Path) -> No
         ("learner.offload_optimizer=true", "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3"),
         ("learner.adam_betas=[0.9]", "learner.adam_betas must be two numbers"),
         ("rewards.scorers=null", "rewards.scorers"),
+        ("async.max_stalenes=1", r"^async.max_stalenes: .*Did you mean: 'max_staleness'"),
+        ("async.max_staleness=-1", "async.max_staleness must be >= 0; got -1"),
+        ("async_.max_staleness=1", "Key 'async_' not in 'RunConfig'"),
         ("nonsense", "an override must read key=value; got 'nonsense'"),
         ("=3", "an override must read key=value"),
     ],
@@ -50,6 +53,21 @@ def test_an_override_wins_over_the_file_and_the_default(config_file: Path) -> No
 def test_a_bad_override_says_what_was_wrong(config_file: Path, override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(config_file, [override])
+
+
+def test_generation_ahead_without_an_importance_correction_is_refused_and_told_what_to_set(config_file: Path) -> None:
+    config_file.write_text(MINIMAL + "async: {max_staleness: 2}\n")
+    assert load_config(config_file).async_.max_staleness == 2
+    with pytest.raises(ConfigError, match=r"set loss.rollout_correction.mode to truncate or mask, or async.max_stal"):
+        load_config(config_file, ["loss.rollout_correction.mode=none"])
+    assert load_config(config_file, ["loss.rollout_correction.mode=none", "async.max_staleness=0"])
+
+
+def test_a_section_whose_name_is_a_keyword_is_shown_as_it_is_written(config_file: Path) -> None:
+    config = load_config(config_file, ["async.max_staleness=1"])
+    assert "async:\n  max_staleness: 1\n" in to_yaml(config) and "async_" not in to_yaml(config)
+    config_file.write_text(to_yaml(config))
+    assert load_config(config_file) == config
 
 
 def test_a_run_without_scorers_is_refused(tmp_path: Path) -> None:

@@ -56,3 +56,17 @@ def test_a_state_of_other_strata_is_refused() -> None:
     sampler = TaskSampler(TASKS, seed=1, balance=True)
     with pytest.raises(CheckpointError, match="resume with the tasks"):
         sampler.restore(TaskSampler(TASKS, seed=1, balance=False).state())
+
+
+def test_tasks_that_were_drawn_and_not_trained_on_come_first_again_and_none_is_lost_or_doubled() -> None:
+    sampler = TaskSampler(TASKS, seed=1, balance=True)
+    sampler.next_batch(4)
+    undone = sampler.next_batch(3)
+    resumed = TaskSampler(TASKS, seed=1, balance=True)
+    resumed.restore(json.loads(json.dumps(sampler.state(undone=undone))))
+    first = resumed.next_batch(2)
+    again = TaskSampler(TASKS, seed=1, balance=True)
+    again.restore(json.loads(json.dumps(resumed.state(undone=first))))
+    undisturbed = TaskSampler(TASKS, seed=1, balance=True)
+    undisturbed.next_batch(4)
+    assert [t.id for t in again.next_batch(9)] == [t.id for t in undisturbed.next_batch(9)]

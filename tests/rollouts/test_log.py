@@ -137,6 +137,7 @@ def score_mappings(draw: st.DrawFn) -> dict[str, ScoreRecord]:
 @st.composite
 def trajectories(draw: st.DrawFn, task: Task, name: str) -> Trajectory:
     length = draw(st.integers(0, 5))
+    version = draw(st.integers(0, 2**40))
     return Trajectory(
         id=name,
         task=task,
@@ -147,7 +148,8 @@ def trajectories(draw: st.DrawFn, task: Task, name: str) -> Trajectory:
         rollout_logprobs=draw(hnp.arrays(np.float32, length)),  # any bit pattern: NaN, -0.0 and infinities included
         text=draw(texts),
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
-        policy_version=draw(st.integers(0, 2**40)),
+        policy_version=version,
+        later_versions=tuple((place, version + place) for place in range(1, draw(st.integers(1, max(length, 1))))),
         seed=draw(st.integers(-(2**63), 2**63 - 1)),
         sampling=draw(
             st.builds(
@@ -386,7 +388,7 @@ def test_datasets_loads_the_store_with_no_code_of_ours(tmp_path: Path) -> None:
 def test_every_column_is_documented_in_the_file_itself(tmp_path: Path) -> None:
     path = write_step(tmp_path, LoggedStep(step=0, groups=[a_group()]))
     written = pq.read_schema(path)
-    assert written.metadata[b"medrl.schema_version"] == b"1"
+    assert written.metadata[b"medrl.schema_version"] == b"2"
     assert written.names == schema().names
     assert all(column.metadata[b"doc"] for column in written)
 
@@ -395,6 +397,24 @@ def test_a_log_from_before_tasks_had_a_reference_reads(tmp_path: Path) -> None:
     step = LoggedStep(step=0, groups=[a_group()])
     path = write_step(tmp_path, step)
     pq.write_table(pq.read_table(path).drop_columns(["reference"]), path)
+    assert same(read_step(tmp_path, 0), step)
+
+
+def test_a_log_from_before_weights_changed_in_flight_reads_as_written_by_one_version(tmp_path: Path) -> None:
+    step = LoggedStep(step=0, groups=[a_group()])
+    path = write_step(tmp_path, step)
+    table = pq.read_table(path).drop_columns(["token_versions"])
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"medrl.schema_version": b"1"}), path)
+    assert same(read_step(tmp_path, 0), step)
+    assert read_step(tmp_path, 0).groups[0].scored[0].trajectory.token_versions.tolist() == [3, 3]
+
+
+def test_every_token_is_logged_with_the_version_that_wrote_it(tmp_path: Path) -> None:
+    group = a_group(samples=1)
+    mixed = replace(group.scored[0].trajectory, later_versions=((1, 5),))
+    step = LoggedStep(step=0, groups=[replace(group, scored=(replace(group.scored[0], trajectory=mixed),))])
+    path = write_step(tmp_path, step)
+    assert pq.read_table(path)["token_versions"].to_pylist() == [[3, 5]]
     assert same(read_step(tmp_path, 0), step)
 
 
@@ -407,7 +427,7 @@ def test_a_missing_damaged_or_foreign_step_is_an_error_that_names_the_file(tmp_p
     with pytest.raises(LogError, match=r"step_000000\.parquet cannot be read as Parquet"):
         read_step(tmp_path, 0)
     pq.write_table(pa.table({"x": [1]}), path)
-    with pytest.raises(LogError, match="has trajectory schema none; this release reads 1"):
+    with pytest.raises(LogError, match="has trajectory schema none; this release reads 1 and 2"):
         read_step(tmp_path, 0)
 
 

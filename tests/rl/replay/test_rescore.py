@@ -22,7 +22,7 @@ from rl.replay.rescore import RECORD, Rescorer, own_rewards, replay
 from rl.types import EncodedImage, Group, ScoredTrajectory, Task, Unscored
 from rollouts.log import LoggedStep, logged_steps, read_step, step_path, write_step
 from rollouts.log_import import import_log
-from rollouts.log_rows import OUTCOME_COLUMNS, TRAINING_COLUMNS
+from rollouts.log_schema import OUTCOME_COLUMNS, TRAINING_COLUMNS
 from tests.samples import a_task, a_trajectory
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
