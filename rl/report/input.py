@@ -15,6 +15,7 @@ from rl.errors import LogError
 from rl.metrics import NONFINITE, is_declared, read_metrics
 from rl.replay.shares import Shares, shares_of
 from rl.report.charts import Point
+from rl.timeline import Span, read_timeline
 from rl.types import ScoredTrajectory, Unscored
 from rollouts.log import Kind, LoggedStep, logged_steps, read_step
 
@@ -30,7 +31,7 @@ class RunRecord:
 
     ``metrics`` maps a name to its (step, value), NaN where the value was not finite. ``evaluations`` are the first
     and the last held-out evaluation (one where there was one), ``training`` some steps between the first and the last,
-    with the ``shares`` of their trajectories.
+    with the ``shares`` of their trajectories; ``timeline`` is what ran when, by step.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RunRecord:
     training: Sequence[LoggedStep]
     shares: Mapping[int, Shares]
     steps_logged: int
+    timeline: Mapping[int, Sequence[Span]]
     notes: Sequence[str]
 
     def first(self, metric: str) -> float | None:
@@ -80,6 +82,7 @@ def read_run(run_dir: Path) -> RunRecord:
         training=training,
         shares={logged.step: shares_of(run_dir, logged, aggregation=aggregation) for logged in training},
         steps_logged=len(trained),
+        timeline=read_timeline(run_dir / "timeline.jsonl"),
         notes=notes,
     )
 

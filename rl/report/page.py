@@ -10,6 +10,7 @@ from rl.progress import duration
 from rl.report.cards import evaluation_cards, trajectory_cards
 from rl.report.charts import LARGE, SMALL, Series, format_value, line_chart, stacked_chart
 from rl.report.frame import document, section
+from rl.report.gantt import gantt
 from rl.report.input import RunRecord, config_roles
 from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
@@ -45,7 +46,7 @@ def _sections(run: RunRecord) -> Iterator[Markup]:
             "curves",
             "Curves",
             "Thin lines are single steps, thick ones their running mean; dots are held-out evaluations.",
-            charts,
+            join(charts, gantt(run.timeline)),
         )
     if run.evaluations:
         cards = evaluation_cards(run.evaluations, roles=roles, pictures=pictures)
