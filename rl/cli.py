@@ -12,6 +12,7 @@ from rl.commands.evaluate import add_evaluate_commands
 from rl.commands.log import add_log_commands
 from rl.commands.replay import add_replay_commands
 from rl.commands.rewards import add_rewards_commands
+from rl.commands.view import add_view_commands
 from rl.errors import MedrlError
 
 OVERRIDES_HELP = "overrides such as learner.learning_rate=1e-4 (see `medrl config CONFIG` for every key)"
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_rewards_commands(commands)
     add_replay_commands(commands)
     add_log_commands(commands)
+    add_view_commands(commands)
 
     serve = commands.add_parser("serve-rewards", help="serve the rewards of a file over HTTP, on Ray Serve")
     serve.add_argument("rewards", type=Path, metavar="REWARDS", help="a rewards file, or a config with such a section")

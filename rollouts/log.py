@@ -48,9 +48,12 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "LoggedStep",
+    "column_batches",
     "drop_steps_from",
+    "image_content",
     "iter_rows",
     "logged_steps",
+    "read_row",
     "read_step",
     "rescore_step",
     "row_count",
@@ -281,6 +284,19 @@ def _rows_of_groups(file: pq.ParquetFile, groups: Collection[int]) -> pa.Table:
     return pa.Table.from_batches([part for part in parts if len(part)], schema=file.schema_arrow)
 
 
+def read_row(run_dir: Path, step: int, number: int, *, kind: Kind = "train") -> dict[str, Any]:
+    """One row of a step, counted from 0, as `rollouts.log_rows.from_table` gives it; no other part of the file is read
+    than its row group. Raises LogError where the step has no such row, and as `read_step` does."""
+    with _opened(step_path(run_dir, step, kind=kind)) as file:
+        left = number
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if 0 <= left < rows:
+                return from_table(file.read_row_group(group).slice(left, 1))[0]
+            left -= rows
+        raise LogError(f"{kind} step {step} of {run_dir} has {file.metadata.num_rows} rows; got row {number}")
+
+
 def step_tables(run_dir: Path, step: int, *, kind: Kind = "train") -> Iterator[pa.Table]:
     """A step's rows as tables of `schema`, at most 1,024 of them in memory."""
     import pyarrow as pa
@@ -308,6 +324,14 @@ def iter_rows(
             with _opened(step_path(run_dir, step, kind=kind)) as file:
                 for batch in _batches(file, columns=columns):
                     yield from batch.to_pylist()
+
+
+def column_batches(
+    run_dir: Path, step: int, *, kind: Kind = "train", columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a step, named as for `iter_rows`, at most 1,024 rows in memory."""
+    with _opened(step_path(run_dir, step, kind=kind)) as file:
+        yield from _batches(file, columns=columns)
 
 
 def _batches(file: pq.ParquetFile, *, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -353,11 +377,17 @@ def _image_path(run_dir: Path, file: str) -> Path:
     return run_dir / "images" / Path(file).name  # the name alone: a log from elsewhere must not point elsewhere
 
 
-def _read_image(run_dir: Path, sha256: str, file: str, width: int, height: int, source: str) -> EncodedImage:
+def image_content(run_dir: Path, file: str, *, sha256: str) -> bytes:
+    """An image of the store, still encoded. Raises LogError where it is missing or damaged."""
     path = _image_path(run_dir, file)
     if not path.exists():
         raise LogError(f"image {path} is missing from the run's folder")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise LogError(f"image {path} is damaged: its content does not have the hash that names it")
+    return content
+
+
+def _read_image(run_dir: Path, sha256: str, file: str, width: int, height: int, source: str) -> EncodedImage:
+    content = image_content(run_dir, file, sha256=sha256)
     return EncodedImage(content=content, width=width, height=height, source=source)

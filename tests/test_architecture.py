@@ -259,7 +259,16 @@ def test_the_lists_of_exceptions_hold_nothing_that_needs_none() -> None:
 
 
 def test_tools_start_without_the_accelerator_stack() -> None:
-    tools = ["rl.cli", "rl.config", "rl.report.run", "rl.types", "rewards.answer", "rewards.config", "rollouts.tasks"]
+    tools = [
+        "rl.cli",
+        "rl.config",
+        "rl.report.run",
+        "rl.types",
+        "rl.view.server",
+        "rewards.answer",
+        "rewards.config",
+        "rollouts.tasks",
+    ]
     code = f"import sys, {', '.join(tools)}; print(*sorted({set(SLOW_IMPORTS)!r} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr

@@ -36,8 +36,7 @@ def check(given: str, task: Task) -> Check:
         return Check(0.0, f"lists {len(found)} boxes", read="too many")
     if not found:
         return Check(0.0, "holds no box [left, top, right, bottom]")
-    boxes = np.asarray(found, dtype=float)
-    boxes = boxes / _scale(task, _coordinates_of(boxes, task)) * _scale(task, _coordinates(task, "coordinates"))
+    boxes = _in_shares(found, task) * _scale(task, _coordinates(task, "coordinates"))
     overlaps = _matched(_pairwise_iou(boxes, expected))
     most = max(len(boxes), len(expected))
     threshold = key_number(task, "threshold")
@@ -48,6 +47,21 @@ def check(given: str, task: Task) -> Check:
     reason = f"{len(boxes)} boxes for {len(expected)}, overlaps {np.round(np.sort(overlaps)[::-1][:8], 3).tolist()}"
     metrics = {"iou": float(overlaps.sum()) / most, "boxes": float(len(boxes))}
     return Check(min(1.0, value), reason, read=repr(np.round(boxes, 4).tolist()), metrics=metrics)
+
+
+def boxes_in_shares(given: str, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of an answer and those of the key, [box, 4] each, in shares of the image's width and height.
+
+    Raises InvalidInput for a key that holds none, and where the size of the image is needed and not known.
+    """
+    found, expected = _read(given)[:MAX_BOXES], _key_boxes(task)
+    answered = _in_shares(found, task) if found else np.empty((0, 4))
+    return answered, expected / _scale(task, _coordinates(task, "coordinates"))
+
+
+def _in_shares(found: list[list[float]], task: Task) -> np.ndarray:
+    boxes = np.asarray(found, dtype=float)
+    return boxes / _scale(task, _coordinates_of(boxes, task))
 
 
 def _key_boxes(task: Task) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""A small local web page over trajectory stores: filter, open, compare."""
