@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from policies.attention import use_packed_attention
-from policies.contract import Gradient, Gradients, LearnerSettings, RankUpdate
+from policies.contract import Gradient, Gradients, LearnerSettings, RankUpdate, Weights
 from policies.learner_state import load_state, save_state
 from policies.logprobs import chunk_count, token_logprobs
 from policies.packing import MicroBatch, MicroBatchBuilder
 from policies.rows import Row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
-from policies.weights import base_model, checkpoint_arrays, full_weights
+from policies.weights import Publisher, base_model, full_weights
 from rl.errors import LearnerError
 from rl.types import TrainBatch, TrainSample
 
@@ -84,6 +84,7 @@ class Learner:
         self.reference = self._frozen_copy(reference) if reference is not None else None
         self.engine = self._engine(self._trainable(model))
         self.steps = 0
+        self.publisher = Publisher()
 
     def update(self, batch: TrainBatch) -> RankUpdate:
         """One optimizer step per mini-batch. Raises LearnerError where the loss is not finite."""
@@ -149,10 +150,14 @@ class Learner:
             variants=[beside(other, other.samples, loss) for other, loss in variants],
         )
 
-    def weights(self) -> dict[str, np.ndarray] | None:
-        """All weights by checkpoint name, on rank 0; None on the others, which only take part in gathering."""
-        arrays = checkpoint_arrays(self.engine.module.model)
-        return arrays if self.rank == 0 else None
+    def weights(self) -> tuple[dict[str, np.ndarray] | None, Weights | None]:
+        """The weights that changed since the last call by checkpoint name, and what all of them are known by; on rank
+        0 alone, the others only take part in gathering.
+
+        The first call, and the first after `load`, gives all. With adapters no later one looks at what they leave.
+        """
+        arrays = self.publisher.gather(self.engine.module.model)
+        return self.publisher.changes(arrays) if self.rank == 0 else (None, None)
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy, adapters merged, as a plain ``save_pretrained`` folder with its processor."""
@@ -172,6 +177,7 @@ class Learner:
         """Continue from what `save` wrote: exactly, and with other ranks or another ZeRO stage up to the rounding of
         their sums. Raises CheckpointError where it was written for another model."""
         load_state(self.engine, folder)
+        self.publisher = Publisher()
         self.steps = json.loads((folder / "learner.json").read_text())["steps"]
 
     def _trainable(self, model: Any) -> PolicyModel:
@@ -324,7 +330,8 @@ class Learner:
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> torch.Tensor | None:
-        """Logprobs under the policy that RL started from: a frozen copy, or the base under the adapters."""
+        """Logprobs under the policy that RL started from: a frozen copy, or the base under the adapters. They share the
+        prepared micro-batch; the vision tower runs again, since the copy has its own and adapters may sit in it."""
         if not self.settings.with_reference:
             return None
         if self.reference is not None:

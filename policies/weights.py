@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,18 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from policies.contract import Weights
+
 ADAPTER = "default"
+_ADAPTER_WEIGHT = re.compile(r"\.lora_.*")
+_NUMBER = re.compile(r"\.\d+$")
 
 
-def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def full_weights(
+    model: torch.nn.Module, *, blocks: Collection[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight whole, by the name that it has in the model without adapters, one at a time.
 
-    A collective under ZeRO-3: every rank must iterate to the end. Tied weights come once. LoRA adapters are merged
-    into a copy (``W + scale · B A``), so that the base weights never drift by merging and unmerging.
+    ``blocks`` leaves out those of all others (see `block_of`). A collective under ZeRO-3: every rank must iterate to
+    the end. Tied weights come once. LoRA adapters are merged into a copy (``W + scale · B A``), so that the base
+    weights never drift by merging and unmerging.
     """
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        plain = _plain_name(name)
+        if "lora_" in name or (blocks is not None and block_of(plain) not in blocks):
             continue
         owner = name.rpartition(".base_layer.")[0]
         adapted = layers.get(owner) if name.endswith(".base_layer.weight") else None
@@ -31,22 +40,59 @@ def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             weight = parameter.detach().clone()
             if adapted is not None:
                 weight += adapted.get_delta_weight(ADAPTER).to(weight.dtype)
-        yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), weight
+        yield plain, weight
 
 
-def checkpoint_arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """All weights as host arrays under the names that ``save_pretrained`` writes and vLLM loads.
+def trained_blocks(model: torch.nn.Module) -> set[str]:
+    """The blocks of the model that training changes: with adapters those that hold one, else all of them."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {block_of(_plain_name(_ADAPTER_WEIGHT.sub(".weight", name))) for name in trained}
+
+
+def block_of(name: str) -> str:
+    """The weights that an engine may have fused, and then takes together only: those of one attention, one MLP, all
+    experts of a layer. ``….self_attn`` for ``….self_attn.q_proj.weight``."""
+    return _NUMBER.sub("", name.rpartition(".")[0].rpartition(".")[0])
+
+
+def checkpoint_arrays(model: torch.nn.Module, *, blocks: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """All weights, or those of ``blocks``, as host arrays; named as ``save_pretrained`` writes and vLLM loads them.
 
     A collective, like `full_weights`. bfloat16 has no numpy type and is handed over as its bits, uint16.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    named = revert_weight_conversion(base_model(model), dict(full_weights(model)))
+    named = revert_weight_conversion(base_model(model), dict(full_weights(model, blocks=blocks)))
     return {name: _host_array(weight) for name, weight in named.items()}
 
 
-def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all weights; every array is hashed on a thread of its own."""
+class Publisher:
+    """Remembers what engines were given of the weights, so that they are given only what changed since."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, bytes] = {}
+        self.gathered = False
+
+    def gather(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        """All weights the first time, then those that training may have changed; a collective of all ranks."""
+        blocks = trained_blocks(model) if self.gathered else None
+        self.gathered = True
+        return checkpoint_arrays(model, blocks=blocks)
+
+    def changes(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Weights]:
+        """Those of ``arrays`` that lie in a block of which a bit changed since the last call, and what the weights are
+        known by: those of all calls, each as it was last."""
+        digests = _digests(arrays)
+        blocks = {block_of(name) for name, digest in digests.items() if self.digests.get(name) != digest}
+        changed = {name: array for name, array in arrays.items() if block_of(name) in blocks}
+        self.digests |= digests
+        whole = hashlib.sha256(b"".join(self.digests[name] for name in sorted(self.digests)))
+        size_bytes = sum(array.nbytes for array in changed.values())
+        return changed, Weights(size_bytes=size_bytes, sha256=whole.hexdigest())
+
+
+def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """Name, type and shape of every array, and the SHA-256 of its bytes, taken on a thread of its own."""
 
     def hashed(name: str) -> bytes:
         array = np.ascontiguousarray(arrays[name])
@@ -54,12 +100,17 @@ def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
         return described + hashlib.sha256(array.data.cast("B")).digest()
 
     with ThreadPoolExecutor() as threads:
-        return hashlib.sha256(b"".join(threads.map(hashed, sorted(arrays)))).hexdigest()
+        return dict(zip(arrays, threads.map(hashed, arrays), strict=True))
 
 
 def base_model(model: Any) -> Any:
     """The transformers model under a peft wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _plain_name(name: str) -> str:
+    """The name that a parameter has in the model without adapters."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _host_array(weight: torch.Tensor) -> np.ndarray:

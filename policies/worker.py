@@ -67,14 +67,8 @@ class LearnerWorker:
         return self.learner.gradients(batch, by_sample=by_sample, variants=variants)
 
     def weights(self) -> tuple[dict[str, np.ndarray] | None, Weights | None]:
-        """All weights and what they are known by, on rank 0 alone."""
-        from policies.weights import weights_digest
-
-        arrays = self.learner.weights()
-        if arrays is None:
-            return None, None
-        size_bytes = sum(array.nbytes for array in arrays.values())
-        return arrays, Weights(size_bytes=size_bytes, sha256=weights_digest(arrays))
+        """See `policies.learner.Learner.weights`."""
+        return self.learner.weights()
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder)
@@ -116,7 +110,8 @@ class LearnerGroup:
         return gradients
 
     async def weights(self) -> tuple[Any, Weights]:
-        """A Ray reference to all weights by checkpoint name, left in the object store, and what they are known by."""
+        """A Ray reference to the weights that changed since the last call (at first, and after `load`, to all), by
+        checkpoint name, and what all of them are known by. The arrays stay in the object store."""
         calls = [worker.weights.options(num_returns=2).remote() for worker in self.workers]
         described = [await self._wait(known, rank=rank) for rank, (_, known) in enumerate(calls)]
         return calls[0][0], described[0]

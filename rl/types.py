@@ -297,8 +297,9 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsVersion:
-    """The weights that the engines hold after a publication. ``number`` counts optimizer steps; ``sha256`` is a digest
-    over all weights by name, the same however many ranks hold them."""
+    """The weights that the engines hold after a publication. ``number`` counts optimizer steps; ``size_bytes`` is that
+    of the weights that changed and were sent; ``sha256`` is a digest over all weights by name, the same however many
+    ranks hold them."""
 
     number: int
     size_bytes: int

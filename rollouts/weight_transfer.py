@@ -2,8 +2,9 @@
 
 Importing this module registers vLLM's weight-transfer backend ``tensors``, which takes new weights as host tensors,
 under the names of the checkpoint, and loads them through vLLM's own layer-wise reload: packed and quantised layers are
-rebuilt, the engine is not restarted. The engine imports it in each of its processes by naming `WeightReceiver` as its
-worker extension.
+rebuilt, layers that nothing came for stay, the engine is not restarted. What the engine has fused (the projections of
+one attention, of one MLP) must come together. The engine imports it in each of its processes by naming `WeightReceiver`
+as its worker extension.
 """
 
 from __future__ import annotations

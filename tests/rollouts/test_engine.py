@@ -253,6 +253,33 @@ def test_after_a_publication_logprobs_are_those_of_the_new_weights(name: str, re
     assert [token_ids(group) for group in engine.generate(*requests)] == [token_ids(group) for group in before]
 
 
+def test_weights_of_some_layers_alone_replace_theirs_and_no_others(engine: EngineActor) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from policies.weights import Publisher
+
+    request = engine.request("part", mixed_tasks()[0][4], num_samples=2, seed=5)
+    base, processor = load_reference(engine)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], layers_to_transform=[1]))
+    publisher = Publisher()
+    original, whole = publisher.changes(publisher.gather(model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "language_model" in name and "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    changed, part = publisher.changes(publisher.gather(model))
+    # The engine has fused q, k and v, so that all of the attention comes; neither the other layers nor the MLP.
+    assert {name.rpartition("self_attn")[0] for name in changed} == {"language_model.model.layers.1."}
+    assert part.size_bytes < 0.1 * whole.size_bytes
+    before = engine.generate(request)
+    engine.load(changed, version=3)
+    after = engine.generate(request)
+    assert token_ids(after[0]) != token_ids(before[0])
+    assert_logprobs_are_the_models(engine, model, processor, after)
+    engine.load(original, version=0)
+
+
 def test_more_prompts_than_one_pass_holds_are_all_answered(engine: EngineActor) -> None:
     # A pass takes 4,096 tokens at the most. A prompt that is cut there would need a generator to be rewound, which none
     # on the CPU can be.

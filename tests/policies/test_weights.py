@@ -1,0 +1,55 @@
+"""Which weights are handed out again, and by what all of them are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from policies.weights import Publisher, block_of
+
+ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
+
+
+def weights() -> dict[str, np.ndarray]:
+    names = [f"{ATTENTION}.q_proj.weight", f"{ATTENTION}.k_proj.weight", f"{MLP}.up_proj.weight", "lm_head.weight"]
+    return {name: np.full(4, number, dtype=np.float32) for number, name in enumerate(names)}
+
+
+def test_at_first_all_is_handed_out_and_then_what_changed_together_with_what_is_fused_with_it() -> None:
+    publisher = Publisher()
+    first, _ = publisher.changes(weights())
+    assert first.keys() == weights().keys()
+    moved = weights() | {f"{ATTENTION}.q_proj.weight": np.zeros(4, dtype=np.float32) - 1}
+    changed, known = publisher.changes(moved)
+    assert changed.keys() == {f"{ATTENTION}.q_proj.weight", f"{ATTENTION}.k_proj.weight"}
+    assert known.size_bytes == 2 * 4 * 4
+    assert publisher.changes(moved)[0] == {}
+
+
+def test_the_digest_is_that_of_all_weights_however_few_were_looked_at() -> None:
+    publisher = Publisher()
+    publisher.changes(weights())
+    head = {"lm_head.weight": np.ones(4, dtype=np.float32)}
+    _, known = publisher.changes(head)
+    assert known.sha256 == Publisher().changes(weights() | head)[1].sha256
+    assert known.sha256 != Publisher().changes(weights())[1].sha256
+
+
+def test_a_change_of_bits_that_compare_as_equal_is_a_change() -> None:
+    publisher = Publisher()
+    publisher.changes({"a.b.weight": np.array([0.0])})
+    assert publisher.changes({"a.b.weight": np.array([-0.0])})[0].keys() == {"a.b.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn"),
+        ("model.layers.0.mlp.experts.3.gate_proj.weight", "model.layers.0.mlp.experts"),
+        ("visual.blocks.1.attn.qkv.weight", "visual.blocks.1.attn"),
+        ("visual.merger.mlp.0.weight", "visual.merger.mlp"),
+        ("lm_head.weight", ""),
+    ],
+)
+def test_a_block_holds_what_an_engine_may_have_fused(name: str, block: str) -> None:
+    assert block_of(name) == block
