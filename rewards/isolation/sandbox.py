@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pickle
 import select
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +29,14 @@ from rewards.isolation.nursery import FORK, MAX_REPLY_BYTES, REAP, REQUEST, UNKN
 from rewards.scorer import Scorer, Trajectory
 
 STRAGGLER_S = 0.05
-"""A score may compute in its slot for so long in any case, however fast the others are."""
+"""A score may compute for so long in any case, however fast the others are, before it counts as a straggler."""
 FIRST_LOOK_S = 0.002
 """When a score is first looked at; one that only waits, as for a judge elsewhere, gives its slot to the next."""
+LAST_LOOK_S = 0.01
+"""Between two looks at a score whose deadline is all but over."""
 SLOT_SHARE = 0.05
-"""The share of its deadline for which a score may hold its slot: of n slots, 16 hung scores hold the others up for
-0.8 / n of a deadline at most."""
+"""The share of its deadline for which a score may hold its slot, divided by how many go on outside of theirs: of n
+slots, 16 hung scores hold the others up for (1 + 1/2 + … + 1/16) * 0.05 / n = 0.17 / n of a deadline."""
 IDLE_PER_SLOT = 8
 MAX_PROCESSES = 64
 START_TIMEOUT_S = 120.0
@@ -50,10 +54,11 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class Sandbox:
     """Scores with one scorer, each score in a worker process that is replaced when it fails.
 
-    As many scores as ``slots`` compute at once, so that a batch does not slow itself down beyond the deadline. One that
-    waits, or that computes for much longer than others did, leaves its slot and goes on beside them, so that hung ones,
-    up to ``max_processes``, hold nobody up. A worker that uses more than ``max_memory_mb`` is ended. Safe to use from
-    several event loops.
+    As many scores as ``slots`` begin to compute at once. One that waits, or that takes long, leaves its slot and goes
+    on beside the others, so that hung ones, up to ``max_processes``, hold nobody up. The deadline stands still while a
+    score waits for a processor, so that a busy machine costs nobody its score; a straggler, which has computed for much
+    longer than others did, loses this grace and its priority. A worker that uses more than ``max_memory_mb`` is ended.
+    Safe to use from several event loops.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Sandbox:
         self._max_memory_mb = max_memory_mb
         slots = slots or os.cpu_count() or 1
         self._keep_idle = min(max_processes, IDLE_PER_SLOT * slots)
-        self._slots = threading.Semaphore(slots)
+        self._slots = _Slots(slots)
         self._threads = ThreadPoolExecutor(max_processes, thread_name_prefix="sandbox")
         self._lock = threading.Lock()  # of everything below
         self._nursery: _Nursery | None = None
@@ -94,7 +99,7 @@ class Sandbox:
             question = _Question(
                 frame=pickle.dumps(trajectory),
                 timeout_s=timeout_s,
-                patience_s=self._patience_s(timeout_s),
+                patience_s=self._patience_s,
                 max_memory_mb=self._max_memory_mb,
             )
             while True:
@@ -113,14 +118,10 @@ class Sandbox:
                     return failed(fault), duration_s
                 # What an earlier score left behind in this process may have ended it: ask a fresh one.
 
-    def _patience_s(self, timeout_s: float) -> float:
-        """How much processor time a score may take in its slot: part of the deadline, less where others took far less.
-
-        Not time on the clock: where the machine is busy, one that waits for a processor is not slow.
-        """
+    def _patience_s(self) -> float:
+        """How much processor time makes a score a straggler: none does until it is known what others took."""
         cpu_s = list(self._cpu_s)
-        usual_s = statistics.median(cpu_s) if len(cpu_s) >= 8 else timeout_s
-        return min(SLOT_SHARE * timeout_s, max(STRAGGLER_S, 8 * usual_s))
+        return max(STRAGGLER_S, 8 * statistics.median(cpu_s)) if len(cpu_s) >= 8 else math.inf
 
     def _take_worker(self) -> _Worker:
         with self._lock:
@@ -173,25 +174,46 @@ class _NoWorker(Exception):
     """There is no process to score in, and there will be none."""
 
 
+class _Slots:
+    """The places for those that compute, and how many go on ``beside`` them."""
+
+    def __init__(self, count: int) -> None:
+        self.free = threading.Semaphore(count)
+        self.beside = 0
+        self.lock = threading.Lock()
+
+
 class _Slot:
     """A place among those that compute, left early by whoever turns out to be slow."""
 
-    def __init__(self, slots: threading.Semaphore) -> None:
+    def __init__(self, slots: _Slots) -> None:
         self._slots = slots
-        self.held = False
+        self._held = False
 
     def __enter__(self) -> _Slot:
-        self._slots.acquire()
-        self.held = True
+        self._slots.free.acquire()
+        self._held = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
+        if not self._held:
+            self._count_beside(-1)
+        else:
+            self._slots.free.release()
+
+    def share_of(self, timeout_s: float) -> float:
+        """For how long the slot may be held, in seconds of the clock."""
+        return SLOT_SHARE * timeout_s / (1 + self._slots.beside)
 
     def leave(self) -> None:
-        if self.held:
-            self.held = False
-            self._slots.release()
+        if self._held:
+            self._held = False
+            self._count_beside(+1)
+            self._slots.free.release()
+
+    def _count_beside(self, change: int) -> None:
+        with self._slots.lock:
+            self._slots.beside += change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +222,7 @@ class _Question:
 
     frame: bytes
     timeout_s: float
-    patience_s: float
+    patience_s: Callable[[], float]
     max_memory_mb: float
 
 
@@ -220,25 +242,28 @@ class _Worker:
 
     def ask(self, question: _Question, slot: _Slot) -> bytes | str:
         """The reply, or what went wrong."""
-        began = time.monotonic()
+        began = looked = time.monotonic()
+        spent_s, pause_s, cpu_before_s = 0.0, FIRST_LOOK_S, self.cpu_s
         try:
             self.connection.settimeout(question.timeout_s)
             send_frame(self.connection, question.frame)
-            pause_s = FIRST_LOOK_S
             while not self._has_replied(within_s=pause_s):
-                elapsed_s = time.monotonic() - began
-                if elapsed_s >= question.timeout_s:
-                    return f"no score within {question.timeout_s:g} s"
                 state, cpu_s = _state_and_cpu_s(self.pid)
+                since_s, looked = time.monotonic() - looked, time.monotonic()
+                spent_s += min(since_s, cpu_s - cpu_before_s) if state == "R" else since_s
+                cpu_before_s = cpu_s
+                left_s = question.timeout_s - (looked - began if self.demoted else spent_s)
+                if left_s <= 0:
+                    return f"no score within {question.timeout_s:g} s"
                 if state == "Z" and not self._has_replied(within_s=0.0):
                     return _DIED  # and what it has forked holds the socket open
                 if _memory_mb(self.pid) > question.max_memory_mb:
                     return f"the scorer's process used more than {question.max_memory_mb:g} MB"
-                if state == "R" and cpu_s - self.cpu_s > question.patience_s:
+                if state == "R" and cpu_s - self.cpu_s > question.patience_s():
                     self._demote()
-                if state != "R" or self.demoted or elapsed_s > SLOT_SHARE * question.timeout_s:
+                if state != "R" or self.demoted or looked - began > slot.share_of(question.timeout_s):
                     slot.leave()
-                pause_s = min(2 * pause_s, POLL_S, question.timeout_s - elapsed_s)
+                pause_s = min(2 * pause_s, POLL_S, max(left_s, LAST_LOOK_S))
             return receive_frame(self.connection, max_bytes=MAX_REPLY_BYTES) or _DIED
         except TimeoutError:
             return f"no score within {question.timeout_s:g} s"
