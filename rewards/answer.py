@@ -54,6 +54,7 @@ class AnswerScorer(Scorer):
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     decides_correctness: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs", "mpmath", "Pint", "scipy")
     depends_on: ClassVar[tuple[str, ...]] = (
         "rewards.answer_types",
         "rewards.assertion",

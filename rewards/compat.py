@@ -20,12 +20,14 @@ import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
-from rewards.config import IMPORT_FAULTS, check_task_field, import_module, task_field
+from rewards.config import check_task_field, task_field
+from rewards.foreign_modules import Importing, import_module
 from rewards.parameters import suggestion
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
 from rl.errors import ConfigError
@@ -245,12 +247,11 @@ def _module_of_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"path: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    try:
+    with Importing(str(path), where="path"), ExitStack() as undo:
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+        undo.callback(sys.modules.pop, name)
         spec.loader.exec_module(module)
-    except IMPORT_FAULTS as error:
-        del sys.modules[name]
-        raise ConfigError(f"path: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        undo.pop_all()
     return module
 
 

@@ -14,11 +14,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 import math
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +23,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from rewards.combine import largest_penalty
+from rewards.foreign_modules import import_folders, import_module, make_importable
 from rewards.judge import Judge
 from rewards.judges.config import named_judges, read_judges
 from rewards.parameters import fit_parameters, plain, suggestion
@@ -62,11 +60,6 @@ USE_KEYS = frozenset(
     {"use", "weight", "gate", "shaping", "rising", "timeout_s", "when", "isolated", "retries", "deterministic"}
 )
 """Keys of one scorer's entry that say how it is used; all others are the scorer's own parameters."""
-IMPORT_FAULTS = (
-    *(ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError, LookupError, RuntimeError),
-    *(ArithmeticError, AssertionError, EOFError, OSError, SystemExit),
-)
-"""What importing foreign code may raise."""
 TASK_FIELDS = frozenset({"answer", "extra", "record", "rubric", "reference", "images", "stratum", "id", "question"})
 
 
@@ -113,7 +106,7 @@ class _Importable:
     folders: tuple[str, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_importable, (self.folders,)
+        return make_importable, (self.folders,)
 
 
 def _restored(_: None, scorer: Scorer, others: Mapping[str, Any]) -> ConfiguredScorer:
@@ -237,7 +230,7 @@ def build_scorer(
         retries=_retries(spec.get("retries", 0), where=f"{where}.retries"),
         deterministic=_flag(spec.get("deterministic", scorer.deterministic), where=f"{where}.deterministic"),
         version=version_of(scorer),
-        import_folders=_import_folders(base_dir),
+        import_folders=import_folders(base_dir),
     )
 
 
@@ -254,7 +247,7 @@ def resolve_scorer(name_or_path: str, *, base_dir: str | Path = ".", where: str 
             )
         path = points[path]
     module_name, _, class_name = path.partition(":")
-    _make_importable(_import_folders(base_dir))
+    make_importable(import_folders(base_dir))
     module = import_module(module_name, where=where)
     cls = getattr(module, class_name, None)
     candidates = [name for name, value in vars(module).items() if _is_scorer(value) and value.__module__ == module_name]
@@ -278,29 +271,6 @@ def find_file(path: Path, base_dir: str | Path, *, where: str) -> Path:
         if candidate.is_file():
             return candidate
     raise ConfigError(f"{where}: there is no file {str(path)!r}; looked for {', '.join(map(str, tried))}")
-
-
-def import_module(name: str, *, where: str) -> Any:
-    """Import a module that a config names. Raises ConfigError for one that is not there or cannot be imported."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigError(
-                f"{where}: there is no module {error.name!r}; looked for in the installed packages, in "
-                f"the config's folder and in {os.getcwd()}"
-            ) from error
-        raise ConfigError(f"{where}: the module {name} needs {error.name!r}, which is not installed") from error
-    except IMPORT_FAULTS as error:
-        raise ConfigError(f"{where}: the module {name} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _import_folders(base_dir: str | Path) -> tuple[str, ...]:
-    return (str(Path(base_dir).resolve()), os.getcwd())
-
-
-def _make_importable(folders: Iterable[str]) -> None:
-    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def _is_scorer(value: Any) -> bool:

@@ -79,6 +79,7 @@ class HallucinationScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs", "Pint")
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",
         "rewards.assertion",

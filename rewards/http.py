@@ -49,7 +49,8 @@ class HttpSettings:
 def build_app(score: Scoring, *, versions: Mapping[str, str], settings: HttpSettings) -> FastAPI:
     """The application. ``score`` gives one outcome per trajectory, in order; ``versions`` goes by scorer.
 
-    Answers 400 for what is no JSON, 401 without the token, 413 for too much, 422 for a row of another shape.
+    Answers 400 for what is no JSON, 401 without the token, 413 for too much, 422 for a row of another shape or an id
+    that occurs twice.
     """
     app = FastAPI(title="medrl rewards", description=__doc__, dependencies=[Depends(_check_token)])
     app.state.settings = settings
@@ -133,14 +134,17 @@ Content = Annotated[Any, Depends(_json)]
 def _trajectories(rows: Sequence[Any], *, max_rows: int) -> list[Trajectory]:
     if len(rows) > max_rows:
         raise HTTPException(413, f"a request may hold {max_rows} rows; got {len(rows)}")
-    trajectories = []
+    trajectories: dict[str, Trajectory] = {}
     for index, row in enumerate(rows):
         try:
             check_row(row)
-            trajectories.append(row_trajectory(row))
+            if row["id"] in trajectories:
+                first = list(trajectories).index(row["id"])
+                raise ValueError(f"the id {row['id']!r} was used in row {first}; every row needs an id of its own")
+            trajectories[row["id"]] = row_trajectory(row)
         except ValueError as error:
             raise HTTPException(422, f"row {index}: {error}") from error
-    return trajectories
+    return list(trajectories.values())
 
 
 def _openrlhf_rows(content: Any, *, answer_type: str) -> list[dict[str, Any]]:

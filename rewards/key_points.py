@@ -37,6 +37,7 @@ class KeyPointScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs",)
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",
         "rewards.assertion",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ _CODE = (".py", ".yaml", ".schema.json")
 
 
 def version_of(scorer: Scorer) -> str:
-    """A hash, 12 hex digits, of the code that makes the score and of the scorer's parameters.
+    """A hash, 12 hex digits, of the code that makes the score, its libraries' versions and the scorer's parameters.
 
     A file that a parameter names counts with its content, not its place, so that the version is the same elsewhere.
     The YAML and the JSON Schema that stand beside a module under the same name are part of its code.
@@ -25,6 +26,7 @@ def version_of(scorer: Scorer) -> str:
     for module in sorted(modules):
         for file in _source_files(module):
             digest.update(file.read_bytes())
+    digest.update(json.dumps({each: _installed(each) for each in sorted(scorer.libraries)}).encode())
     parameters = {each.name: getattr(scorer, each.name) for each in dataclasses.fields(scorer)}
     digest.update(f"{type(scorer).__qualname__}{json.dumps(parameters, sort_keys=True, default=_hashable)}".encode())
     return digest.hexdigest()[:12]
@@ -39,6 +41,13 @@ def _hashable(value: Any) -> Any:
         fields = [each for each in dataclasses.fields(value) if each.metadata.get("versioned", True)]
         return {each.name: getattr(value, each.name) for each in fields}
     return repr(value)
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # the import that needs it says so
 
 
 def _source_files(module: str) -> list[Path]:

@@ -145,6 +145,9 @@ def row_trajectory(row: Mapping[str, Any], *, image_folder: Path | None = None) 
 def score_row(scored: ScoredTrajectory | Unscored) -> dict[str, Any]:
     """What a trajectory got: ``{"id", "outcome", "reward", "scores": {name: {"value", "outcome", …}}}``.
 
+    Each score comes with its provenance: ``version`` (of the scorer's code and config), ``inputs`` (a hash of what was
+    read; both empty where a log does not say) and ``duration_s`` (0 where the score was there already).
+
     The outcome is ``scored`` where there is a reward; where there is none, ``reward`` is null and the outcome is the
     gravest among the scores.
     """
@@ -168,6 +171,8 @@ def _score_entry(record: ScoreRecord) -> dict[str, Any]:
         "reason": record.reason if score is None else score.reason,
         "evidence": [] if score is None else [asdict(each) for each in score.evidence],
         "version": record.version,
+        "inputs": record.inputs,
+        "duration_s": round(record.duration_s, 6),
     }
 
 

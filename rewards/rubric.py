@@ -47,6 +47,7 @@ class RubricScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs", "google-re2", "jsonschema", "Pint")
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities.match",
         "entities.ontology",

@@ -53,6 +53,8 @@ class Scorer(ABC):
     """A value of 1 means that the answer is right (`ScoredTrajectory.correct`)."""
     depends_on: ClassVar[tuple[str, ...]] = ()
     """Further modules and packages whose code the score depends on; part of the scorer's version."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions (``sympy``, ``math-verify``) whose versions the score depends on; part of the scorer's version."""
     deterministic: ClassVar[bool] = False
     """The same task and text get the same score, always, so that it may be kept and need not be made anew. A config may
     override it (``deterministic:``)."""

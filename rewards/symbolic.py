@@ -26,6 +26,7 @@ class SymbolicScorer(AnswerScorer):
 
     isolated: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = (*AnswerScorer.libraries, "latex2sympy2_extended", "math-verify", "sympy")
     depends_on: ClassVar[tuple[str, ...]] = (*AnswerScorer.depends_on, "rewards.answer")
 
     def checker(self, task: Task) -> Callable[[str], Check]:

@@ -29,6 +29,7 @@ class TraceScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs",)
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",
         "rewards.case_reference",

@@ -24,14 +24,16 @@ _NOTHING = frozenset(
 )
 _METRICS = ("f1", "precision", "recall", "exact")
 MAX_LABELS = 256
+_SIDE = re.compile(r"(?:\b[io]n )?\b(left|right|both|bilateral(?:ly)?)\b(?: side[ds]?\b)?")
 
 
 def check(given: str, task: Task, *, tree: EntityTree | None = None) -> Check:
     """Key: ``{"value": [label, …], "synonyms"?: {label: [text, …]}, "options"?: [label, …], "metric"?: "f1"}``.
 
     The metric (``f1``, ``precision``, ``recall`` or ``exact``) of two sets, so that saying a label twice changes
-    nothing, and what is denied (``no effusion``) is no label. Names of one entity of the ``tree`` are one label. An
-    empty value is met by ``none``. Listing all options, where they are not all right, scores 0.
+    nothing, and what is denied (``no effusion``) is no label. Names of one entity of the ``tree`` are one label. A side
+    (left, right, both) must agree where the key has one; where it has none, the answer may name one. An empty value is
+    met by ``none``. Listing all options, where they are not all right, scores 0.
     """
     expected, canonical = _key(task)
     metric = task.answer.get("metric", "f1")
@@ -61,24 +63,40 @@ def _set_metrics(labels: set[str], expected: set[str]) -> dict[str, float]:
 
 
 class _Canonical:
-    """From a normalised spelling to its label: by the key's own table, else by the entity that both are names of."""
+    """From a normalised spelling to its label: by the key's own table, else by what both name, on the same side."""
 
     def __init__(self, table: Mapping[str, str], tree: EntityTree | None) -> None:
         self.table, self._tree = table, tree
-        self._by_entity: dict[str, str] = {}
+        self._by_name: dict[tuple[str, str], str] = {}
         for spelling, label in table.items():
-            for entity in tree.named(spelling) if tree else ():
-                self._by_entity.setdefault(entity, label)
+            bare, side = _sided(spelling)
+            for name in self._names(spelling):
+                self._by_name.setdefault((name, ""), label)
+            for name in self._names(bare):
+                self._by_name.setdefault((name, side), label)
 
     def label(self, spelling: str) -> str:
-        if spelling in self.table or not self._tree:
-            return self.table.get(spelling, spelling)
-        entities = self._tree.named(spelling)
-        return next((self._by_entity[each] for each in entities if each in self._by_entity), spelling)
+        if spelling in self.table:
+            return self.table[spelling]
+        bare, side = _sided(spelling)
+        keys = [*((name, "") for name in self._names(spelling))]
+        keys += [(name, each) for each in dict.fromkeys((side, "")) for name in self._names(bare)]
+        return next((self._by_name[key] for key in keys if key in self._by_name), spelling)
+
+    def _names(self, spelling: str) -> tuple[str, ...]:
+        """The spelling itself, and the entities that it stands for."""
+        return (spelling, *(self._tree.named(spelling) if self._tree else ()))
 
     def denies(self, spelling: str) -> bool:
         """Whether this says that something is not there, and is no label of its own."""
         return spelling.startswith(("no ", "not ", "without ")) and self.label(spelling) == spelling not in self.table
+
+
+def _sided(spelling: str) -> tuple[str, str]:
+    """A normalised spelling without its side, and the side: ``left``, ``right``, ``both`` or nothing."""
+    sides = set(_SIDE.findall(spelling))
+    bare = " ".join(_SIDE.sub(" ", spelling).split())
+    return (bare, sides.pop() if len(sides) == 1 and sides <= {"left", "right"} else "both" if sides else "")
 
 
 def _key(task: Task) -> tuple[set[str], dict[str, str]]:

@@ -13,7 +13,8 @@ from rewards.rubrics.rules import Hit, RuleReader
 from rewards.scorer import Trajectory
 from rl.types import Measurement
 
-Shown = Literal["question", "record", "reference", "images", "tools"]
+Shown = Literal["question", "record", "answer_key", "reference", "images", "tools"]
+"""Parts of the task that a judge may see; ``answer_key`` is the value of `Task.answer`."""
 
 INSTRUCTIONS = (
     "You examine what a medical assistant wrote against one criterion. Decide only whether the criterion is met as it "
@@ -71,7 +72,8 @@ def _context(trajectory: Trajectory, shown: Collection[Shown]) -> dict[str, Any]
     parts: dict[Shown, Any] = {
         "question": "\n".join(filter(None, (task.system, task.question))),
         "record": {name: _measurement(each) for name, each in task.record.items()},
-        "reference": task.answer.get("value"),
+        "answer_key": task.answer.get("value"),
+        "reference": dict(task.reference),
         "tools": [
             {"tool": call.name, "asked": dict(call.arguments), "told": call.result} for call in trajectory.tool_calls
         ],

@@ -177,6 +177,26 @@ async def test_lists_of_labels_in_other_spellings(trajectory: Any, given: str, e
     assert await value(trajectory, answered(given), answer) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "right"),
+    [
+        ("pleural effusion", "left pleural effusion", True),
+        ("pleural effusion", "Bilateral pleural effusion", True),
+        ("pleural effusion", "pleural effusion on the right side", True),
+        ("left pleural effusion", "left-sided pleural effusion", True),
+        ("left pleural effusion", "pleural effusion, left", False),  # a list of two
+        ("left pleural effusion", "right pleural effusion", False),
+        ("left pleural effusion", "bilateral pleural effusion", False),
+        ("left pleural effusion", "pleural effusion", False),
+        ("pleural effusion", "left pericardial effusion", False),
+        ("pleural effusion", "no left pleural effusion", False),
+    ],
+)
+async def test_a_side_must_agree_where_the_key_has_one(trajectory: Any, key: str, given: str, right: bool) -> None:
+    answer = {"type": "labels", "value": [key], "metric": "exact"}
+    assert await value(trajectory, answered(given), answer) == float(right)
+
+
 async def test_precision_recall_and_overlap_are_metrics(trajectory: Any) -> None:
     # one right of three named and two expected: F1 = 2 * 1 / (3 + 2)
     answer = {"type": "labels", "value": ["effusion", "cardiomegaly"]}
@@ -275,6 +295,10 @@ async def test_names_of_one_entity_are_one_label_and_one_meaning(trajectory: Any
     said = answered("heart attack, pulmonary embolism")
     assert await value(trajectory, said, labels) == 0.5
     assert await value(trajectory, said, labels, tree=tree) == 1.0
+    sided = {"type": "labels", "value": ["left pulmonary embolism"]}
+    assert await value(trajectory, answered("pulmonary embolism on the left"), sided, tree=tree) == 1.0
+    assert await value(trajectory, answered("pulmonary embolism"), sided, tree=tree) == 0.0
+    assert await value(trajectory, answered("left heart attack"), labels, tree=tree) == pytest.approx(2 / 3)
     exact = {"type": "text", "value": "myocardial infarction"}
     assert await value(trajectory, answered("Heart attack"), exact, tree=tree) == 1.0
     meaning = {"type": "text", "value": "acute myocardial infarction", "match": "meaning"}

@@ -57,6 +57,12 @@ def test_many_rows_are_answered_in_their_order_and_a_broken_scorer_is_an_outcome
     assert "the judge is out of order" in answered.json()[1]["scores"]["broken"]["reason"]
 
 
+def test_two_rows_of_one_id_are_refused(service: RewardService) -> None:
+    answered = client(service).post("/score", json=[ROW, ROW | {"id": "2"}, ROW])
+    assert answered.status_code == 422
+    assert answered.json() == {"detail": "row 2: the id '1' was used in row 0; every row needs an id of its own"}
+
+
 @pytest.mark.parametrize(
     ("content", "status", "message"),
     [
@@ -141,7 +147,7 @@ def test_openrlhf_is_never_told_a_zero_for_a_failure(
 
 def test_metrics_count_outcomes_and_times(service: RewardService) -> None:
     asked = client(service)
-    asked.post("/score", json=[ROW, ROW | {"stratum": "x"}])
+    asked.post("/score", json=[ROW, ROW | {"id": "2", "stratum": "x"}])
     text = asked.get("/metrics").text
     assert 'medrl_trajectories_total{outcome="unscored"} 1.0' in text
     assert 'medrl_scores_total{outcome="scored",scorer="answer"} 2.0' in text

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 from rewards.config import BUILT_IN, resolve_scorer
-from rewards.provenance import version_of
+from rewards.provenance import _source_files, version_of
 from rewards.scorer import Scorer
 
 AROUND_THE_SCORE = frozenset(
     {"rewards", "rewards.scorer", "entities"}  # the contract
     | {"rewards.isolation", "rewards.isolation.attempt", "rewards.isolation.deadline"}  # how a verdict is waited for
     | {"rewards.cache"}  # and kept
-    | {"rewards.config", "rewards.parameters", "rewards.places"}  # how a config is read, and its faults are told
+    | {
+        "rewards.config",
+        "rewards.foreign_modules",
+        "rewards.parameters",
+        "rewards.places",
+    }  # how a config is read, and its faults are told
 )
 
 
@@ -52,6 +58,37 @@ def test_a_built_in_scorer_names_every_module_that_its_score_depends_on(name: st
     named = {cls.__module__, *cls.depends_on}
     missed = {each for each in needed_by(cls.__module__) if each not in named and each.rpartition(".")[0] not in named}
     assert not missed
+
+
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+OUTSIDE_THE_SCORE = frozenset({"httpx2", "jsonschema", "numpy", "PyYAML"})
+"""Read configs, schemas and pixels or speak to judges, whose verdicts do not depend on them."""
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_scorer_names_every_library_that_its_score_depends_on(name: str) -> None:
+    cls = resolve_scorer(name)
+    files = {file for module in (cls.__module__, *cls.depends_on) for file in _source_files(module)}
+    imported = {each for file in files if file.suffix == ".py" for each in libraries_of(file)}
+    assert imported - OUTSIDE_THE_SCORE <= set(cls.libraries)
+
+
+def libraries_of(file: Path) -> set[str]:
+    """The distributions that a file imports from, at its head or inside its functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {distribution for name in names for distribution in DISTRIBUTIONS.get(name.split(".")[0], [])}
+    return found - {"medrl"}
+
+
+def test_a_version_changes_with_that_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = resolve_scorer("hallucination")()
+    before = version_of(scorer)
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9" if name == "Pint" else real(name))
+    assert version_of(scorer) != before
 
 
 PARTS = """

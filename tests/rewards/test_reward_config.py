@@ -205,6 +205,9 @@ def test_a_rewards_file_needs_no_run_around_it(folder: Path) -> None:
     assert (loaded.length_penalty, loaded.length_soft_tokens) == (0.1, 200)
 
 
+LAUGHS = "a0: &a0 [ha, ha]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -214,6 +217,10 @@ def test_a_rewards_file_needs_no_run_around_it(folder: Path) -> None:
         ),
         ("- a", "must be a mapping with the key `scorers`; got list"),
         ("scorers: {a: [", r"rewards\.yaml:1 is not valid YAML: expected the node content"),
+        ("scorers: &all\n  a: [*all]", r"rewards\.yaml:1: an alias \(`\*name`\) stands inside of what it stands for"),
+        (LAUGHS, "rewards.yaml holds more than 200000 values, each alias counted as what it stands for"),
+        ("scorers: " + "[" * 100_000, "rewards.yaml is nested too deeply"),
+        ("scorers:\n  ? [a]\n  : {use: answer}", r"rewards\.yaml:2: a key must be a word, not a list or a mapping"),
         ("scorers:\n  a: {use: answer}\n  a: {use: format}", r"rewards\.yaml:3: the key 'a' stands here twice"),
         (None, "the rewards file: there is no file"),
     ],
@@ -225,7 +232,10 @@ def test_a_rewards_file_that_cannot_be_read_is_refused(tmp_path: Path, content: 
         load_rewards_file(tmp_path / "rewards.yaml")
 
 
-@pytest.mark.parametrize("fault", ["open('gone.csv')", "1 / 0", "raise SystemExit(3)", "assert False"])
+OWN_ERROR = "class NoLicence(Exception): pass\n\nraise NoLicence('expired')"
+
+
+@pytest.mark.parametrize("fault", [OWN_ERROR, "open('gone.csv')", "1 / 0", "raise SystemExit(3)", "assert False"])
 def test_a_module_that_breaks_when_it_is_imported_is_named(folder: Path, fault: str) -> None:
     name = f"breaks_{abs(hash(fault))}"
     (folder / f"{name}.py").write_text(fault)

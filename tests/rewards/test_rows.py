@@ -158,7 +158,12 @@ def test_a_reward_is_written_with_every_score_behind_it(trajectory: MakeTrajecto
         "id": "task-0/0",
         "outcome": "scored",
         "reward": 0.5,
-        "scores": {"a": {"value": 0.5, "outcome": "scored", "reason": "half", "evidence": [], "version": "v"}},
+        "scores": {
+            "a": {
+                **{"value": 0.5, "outcome": "scored", "reason": "half", "evidence": []},
+                **{"version": "v", "inputs": "", "duration_s": 0.0},
+            }
+        },
     }
 
 

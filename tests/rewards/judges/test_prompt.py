@@ -129,11 +129,20 @@ class TestJudgedRubric:
 
     async def test_what_is_shown_of_the_task_can_be_chosen(self, trajectory: Any) -> None:
         with serve(obedient) as server:
-            for shown in ((), ("question", "reference")):
+            for shown in ((), ("question", "answer_key")):
                 await self.score(trajectory, server, {"criterion": "Mentions x", "points": 1}, shown=shown)
         plain, full = (json.loads(user_text(body).split("\n")[3]) for body in server.requests)
         assert plain == {"completion": self.TEXT}
-        assert full == {"question": "?", "reference": "yes", "completion": self.TEXT}
+        assert full == {"question": "?", "answer_key": "yes", "completion": self.TEXT}
+
+    async def test_the_key_and_the_reference_of_the_case_are_shown_apart(self, trajectory: Any) -> None:
+        reference = {"findings": [{"name": "effusion", "present": True}]}
+        with serve(obedient) as server:
+            judge = Judge(endpoints=(Endpoint(url=server.url, model="m"),), attempts=1)
+            made = trajectory(self.TEXT, rubric=[{"criterion": "Mentions x", "points": 1}], reference=reference)
+            await RubricScorer(judge=judge, shown=("answer_key", "reference")).score(made)
+        (full,) = (json.loads(user_text(body).split("\n")[3]) for body in server.requests)
+        assert full == {"answer_key": "yes", "reference": reference, "completion": self.TEXT}
 
     async def test_one_criterion_without_a_verdict_fails_the_whole_score(self, trajectory: Any) -> None:
         def moody(body: Mapping[str, Any]) -> Any:

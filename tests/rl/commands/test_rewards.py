@@ -79,7 +79,7 @@ def test_an_output_row_has_these_keys_and_no_others(folder: Path) -> None:
     (out,) = score()[1]
     assert list(out) == ["id", "outcome", "reward", "scores"]
     grounding = out["scores"]["grounding"]
-    assert list(grounding) == ["value", "outcome", "reason", "evidence", "version"]
+    assert list(grounding) == ["value", "outcome", "reason", "evidence", "version", "inputs", "duration_s"]
     (claim,) = grounding["evidence"]
     assert text[claim["start"] : claim["end"]] == claim["claim"] == "radius 17 um high"
 
