@@ -57,7 +57,7 @@ class Endpoint:
         if self.api_key_env and not (key and key.isascii() and key.isprintable()):
             raise ConfigError(
                 f"the environment variable {self.api_key_env} must hold the key of {self.url}; it "
-                + ("has characters that no key has" if key else "is not set")
+                + ("has characters that no key has" if key else "is not set where this runs")
             )
         return endpoint_with_key(key, url=self.url, model=self.model, max_concurrency=self.max_concurrency)
 

@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--working-dir", type=Path, help="folder that is sent along (config, rubrics, scorers); default the config's"
     )
+    submit.add_argument(
+        "--forward-env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="send this environment variable along, such as a judge's key; Ray's dashboard shows it, so better set it "
+        "where the cluster is started",
+    )
     submit.set_defaults(command=_submit)
 
     add_evaluate_commands(commands)
@@ -104,7 +112,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _submit(arguments: argparse.Namespace) -> int:
     from rl.submit import submit
 
-    return submit(arguments.config, arguments.overrides, address=arguments.address, working_dir=arguments.working_dir)
+    return submit(
+        arguments.config,
+        arguments.overrides,
+        address=arguments.address,
+        working_dir=arguments.working_dir,
+        forwarded=arguments.forward_env,
+    )
 
 
 def _config(arguments: argparse.Namespace) -> int:

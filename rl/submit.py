@@ -18,17 +18,27 @@ POLL_S = 1.0
 AGENT_WAIT_S = 60.0
 
 
-def submit(config_path: str, overrides: Sequence[str], *, address: str, working_dir: Path | None) -> int:
+def submit(
+    config_path: str,
+    overrides: Sequence[str],
+    *,
+    address: str,
+    working_dir: Path | None,
+    forwarded: Sequence[str] = (),
+) -> int:
     """Run ``medrl train`` on the cluster at ``address`` (RAY_ADDRESS where empty); returns its exit status.
 
     The config is checked here first. ``working_dir`` (the config's folder by default) is sent along, so that rubrics
     and scorers beside the config are found; data, policies and the run folder must lie where every node sees them.
+    Environment variables go along only where ``forwarded`` names them: Ray shows them to all who see its dashboard.
     """
     path = find_config(config_path)
     config = load_config(path, overrides)
     folder = (working_dir or path.parent).resolve()
     if not path.resolve().is_relative_to(folder):
         raise ConfigError(f"--working-dir must hold the config; got {folder}, and the config is {path.resolve()}")
+    if unset := [name for name in forwarded if name not in os.environ]:
+        raise ConfigError(f"--forward-env {unset[0]}: this environment variable is not set here")
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         raise ConfigError("no cluster to submit to: pass --address http://HEAD:8265 or set RAY_ADDRESS")
@@ -40,7 +50,8 @@ def submit(config_path: str, overrides: Sequence[str], *, address: str, working_
         *_absolute_paths(config, sent=folder),
     ]
     client = _client(address)
-    job = _submitted(client, entrypoint=shlex.join(command), runtime_env={"working_dir": str(folder)})
+    runtime_env = {"working_dir": str(folder), "env_vars": {name: os.environ[name] for name in forwarded}}
+    job = _submitted(client, entrypoint=shlex.join(command), runtime_env=runtime_env)
     print(f"submitted {job} to {address}; stop it with: ray job stop --address {address} {job}", file=sys.stderr)
     return _follow(client, job)
 

@@ -82,6 +82,11 @@ class JudgeClient:
         heard = await asyncio.gather(*map(self._knock, self._lines))
         return {line.endpoint: fault for line, fault in zip(self._lines, heard, strict=True)}
 
+    async def close(self) -> None:
+        """Close the connections and the cache."""
+        await asyncio.gather(*(line.close() for line in self._lines))
+        self._cache.close()
+
     async def _knock(self, line: _Line) -> str:
         call = _Call(TRIAL, 0, asked="")
         try:
@@ -230,6 +235,10 @@ class _Line:
                 self._places.release()
         finally:
             self._calls -= 1
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.aclose()
 
     async def post(self, body: Mapping[str, Any]) -> str:
         """The text of the reply to a chat request. Raises _Fault."""

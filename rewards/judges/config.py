@@ -114,14 +114,19 @@ def with_endpoints(configured: ConfiguredScorer, started: Mapping[EngineEndpoint
 
 
 async def _check(judges: Sequence[Judge], *, starts_engines: bool, kept_will_do: bool) -> list[str]:
-    from rewards.judges.client import client_of
+    from rewards.judges.client import JudgeClient
 
     warnings = []
     for judge in judges:
         has_kept = kept_will_do and judge.cache is not None and judge.cache.exists()
+        client = JudgeClient(judge)
+        try:
+            heard = await client.knock()
+        finally:
+            await client.close()
         silent = {
             endpoint: fault
-            for endpoint, fault in (await client_of(judge).knock()).items()
+            for endpoint, fault in heard.items()
             if fault and not (starts_engines and isinstance(endpoint, EngineEndpoint))
         }
         said = [f"{endpoint}: {fault}" for endpoint, fault in silent.items()]

@@ -29,12 +29,14 @@ CHECKS: Mapping[str, str] = {
     "overlap": "one criterion contains another, or says the same: what both see counts twice",
     "double-counting": "two scorers with a weight see the same thing",
     "critical-without-gate": "`critical: true` has no effect in a scorer that is not a gate",
+    "gate-left-to-tasks": "a gate has no criterion of its own: it closes only where a task brings a critical one",
+    "never-closes": "a gate without a critical criterion, in itself or in any of the given tasks",
     "idle-in-gate": "a criterion that is not critical has no effect in a gate without weight",
     "correctness-outranked": "the scorers of correctness hold less than half of the weight",
     "never-differs": "every given trace meets the criterion, or none does",
 }
 """What is looked for, by the name that ``--allow`` takes."""
-ERRORS = frozenset({"cannot-fail", "cannot-pass", "unreachable-points"})
+ERRORS = frozenset({"cannot-fail", "cannot-pass", "never-closes", "unreachable-points"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,9 @@ def lint(rewards: RewardsFile, *, place_of: Callable[[str], str]) -> list[Proble
             *(_of_one(each) for each in criteria),
             *(_of_two(each, other) for each, other in itertools.combinations(criteria, 2)),
         )
+        if _is_left_to_tasks(scorer):
+            said = f"the gate {scorer.name!r} has no `path`: it closes only where a task's rubric has `critical: true`"
+            found.append(Problem(check="gate-left-to-tasks", place=_place(scorer, place_of), message=said))
     counted = [each for each in rewards.scorers if each.weight > 0]
     for scorer, other in itertools.combinations(counted, 2):
         found += _of_two_scorers(scorer, other, placed, place_of)
@@ -146,7 +151,7 @@ def _of_two_scorers(
 ) -> Iterator[Problem]:
     if scorer.scorer == other.scorer and scorer.when == other.when:
         said = f"{other.name!r} is the same scorer with the same parameters as {scorer.name!r}"
-        yield Problem(check="double-counting", place=place_of(f"rewards.scorers.{other.name}"), message=said)
+        yield Problem(check="double-counting", place=_place(other, place_of), message=said)
         return
     for one, two in itertools.product(placed[scorer.name], placed[other.name]):
         if (reason := _overlap(one, two)) and one.wanted == two.wanted:
@@ -166,15 +171,29 @@ def _correctness(counted: Sequence[ConfiguredScorer], place_of: Callable[[str], 
     if deciding and share < 0.5:
         names = ", ".join(repr(each.name) for each in deciding)
         said = f"{names} holds {share:.0%} of the weight: a wrong answer that pleases the others outranks a right one"
-        yield Problem(
-            check="correctness-outranked", place=place_of(f"rewards.scorers.{deciding[0].name}"), message=said
-        )
+        yield Problem(check="correctness-outranked", place=_place(deciding[0], place_of), message=said)
 
 
-def lint_scored(scored: Sequence[ScoredTrajectory | Unscored], rewards: RewardsFile) -> list[Problem]:
-    """Criteria that tell none of these traces from another; nothing is said of fewer than `MIN_TRACES`."""
+def _is_left_to_tasks(scorer: ConfiguredScorer) -> bool:
+    return scorer.gate and isinstance(scorer.scorer, RubricScorer) and scorer.scorer.path is None
+
+
+def _place(scorer: ConfiguredScorer, place_of: Callable[[str], str]) -> str:
+    return place_of(f"rewards.scorers.{scorer.name}")
+
+
+def lint_scored(
+    scored: Sequence[ScoredTrajectory | Unscored], rewards: RewardsFile, *, place_of: Callable[[str], str]
+) -> list[Problem]:
+    """What these traces and their tasks show: gates that none of the tasks can close, and criteria that tell no trace
+    from another, of which nothing is said for fewer than `MIN_TRACES`."""
     found: list[Problem] = []
+    asked = [each.trajectory.task for each in scored]
     for scorer in rewards.scorers:
+        tasks = [task for task in asked if scorer.applies_to(task)]
+        if _is_left_to_tasks(scorer) and not any(each.get("critical") for task in tasks for each in task.rubric):
+            said = f"none of {len(tasks)} tasks has a critical criterion: the gate {scorer.name!r} never closes"
+            found.append(Problem(check="never-closes", place=_place(scorer, place_of), message=said))
         for each in _criteria(scorer):
             fine = [
                 evidence.verdict == "supported"

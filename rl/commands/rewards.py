@@ -165,13 +165,15 @@ def _lint(arguments: argparse.Namespace) -> int:
 
     _check_names(arguments.allow, CHECKS, flag="--allow")
     rewards = load_rewards_file(arguments.rewards)
-    found = lint(
-        rewards, place_of=lambda scorer: place_in_rewards(arguments.rewards, f"rewards.scorers.{scorer}") or ""
-    )
+
+    def place_of(key: str) -> str:
+        return place_in_rewards(arguments.rewards, key) or str(arguments.rewards)
+
+    found = lint(rewards, place_of=place_of)
     if arguments.source:
         scored: list[ScoredTrajectory | Unscored] = []
         score_stream(open_source(arguments.source), rewards, receive=scored.append)
-        found += lint_scored(scored, rewards)
+        found += lint_scored(scored, rewards, place_of=place_of)
     shown = [problem for problem in found if problem.check not in arguments.allow]
     paint = Paint.on(sys.stdout)
     for problem in shown:

@@ -187,10 +187,28 @@ def test_a_criterion_that_tells_no_given_trace_from_another_is_found(
     scored: list[Any] = []
     texts = ["fever and cough" if number % 2 else "cough" for number in range(10)]
     score_stream(map(trajectory, texts), rewards, receive=scored.append)
-    found = lint_scored(scored, rewards)
+    found = lint_scored(scored, rewards, place_of=str)
     assert [problem.place.rpartition(":")[2] for problem in found] == ["2", "3"]
     assert "every one of 10 traces passes +2 'Names cough.'" in found[0].message
-    assert lint_scored(scored[:9], rewards) == []
+    assert lint_scored(scored[:9], rewards, place_of=str) == []
+
+
+@pytest.mark.parametrize("critical", [True, False])
+def test_a_gate_that_is_left_to_the_tasks_is_held_against_those_that_are_given(
+    trajectory: MakeTrajectory, tmp_path: Path, critical: bool
+) -> None:
+    rewards = written(tmp_path, "", scorers="answer: {use: answer}, safety: {use: rubric, gate: true}")
+    (problem,) = lint(rewards, place_of=str)
+    assert (problem.check, problem.severity, problem.place) == (
+        "gate-left-to-tasks",
+        "warning",
+        "rewards.scorers.safety",
+    )
+    rude = {"criterion": "Is rude.", "points": -1, "check": {"contains": "fool"}, "critical": critical}
+    scored: list[Any] = []
+    score_stream([trajectory("<answer>yes</answer>", rubric=[rude])], rewards, receive=scored.append)
+    found = lint_scored(scored, rewards, place_of=str)
+    assert [(problem.check, problem.severity) for problem in found] == ([] if critical else [("never-closes", "error")])
 
 
 def test_every_problem_has_a_name_that_can_be_allowed() -> None:

@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,44 @@ def test_a_working_dir_that_does_not_hold_the_config_is_refused(config: Path, tm
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="--working-dir must hold the config"):
         submit(str(config), [], address="http://127.0.0.1:1", working_dir=tmp_path / "other")
+
+
+def test_a_variable_that_is_to_be_sent_along_must_be_set(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A_JUDGES_KEY", raising=False)
+    with pytest.raises(ConfigError, match="--forward-env A_JUDGES_KEY: this environment variable is not set here"):
+        submit(str(config), [], address="http://127.0.0.1:1", working_dir=None, forwarded=["A_JUDGES_KEY"])
+
+
+class _Cluster:
+    """Takes every job, and ends it at once."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+
+    def submit_job(self, **job: Any) -> str:
+        self.jobs.append(job)
+        return "job"
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: True)
+
+    def get_job_logs(self, job: str) -> str:
+        return ""
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(driver_exit_code=0)
+
+
+@pytest.mark.parametrize("forwarded", [[], ["A_JUDGES_KEY"]])
+def test_a_key_goes_along_only_where_it_is_asked_for_and_is_not_printed(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forwarded: list[str]
+) -> None:
+    cluster = _Cluster()
+    monkeypatch.setattr("rl.submit._client", lambda address: cluster)
+    monkeypatch.setenv("A_JUDGES_KEY", "sk-secret")
+    assert submit(str(config), [], address="http://127.0.0.1:1", working_dir=None, forwarded=forwarded) == 0
+    assert cluster.jobs[0]["runtime_env"]["env_vars"] == dict.fromkeys(forwarded, "sk-secret")
+    assert "sk-secret" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow

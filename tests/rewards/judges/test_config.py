@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import yaml
 
@@ -133,6 +136,20 @@ class TestCheck:
         answer = Answer(status=404, body=b"The model `m` does not exist")
         with serve(lambda body: answer) as server, pytest.raises(ConfigError, match=r"HTTP 404 The model `m` does not"):
             check_judges([judged(tmp_path, "main", main={**ONE, "url": server.url})])
+
+    def test_no_connection_is_left_open(self, tmp_path: Path) -> None:
+        answer = Answer(text='{"is_true": true}')
+        with serve(lambda body: answer) as server:
+            main = read_judges({"main": {**ONE, "url": server.url}})["main"]
+            scorer = ConfiguredScorer(name="x", scorer=RubricScorer(judge=main))
+            gc.disable()  # which would close it some time later
+            try:
+                assert check_judges([scorer]) == []
+                port = urlsplit(server.url).port
+                ours = [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == port]
+            finally:
+                gc.enable()
+        assert not [each for each in ours if each.status == psutil.CONN_ESTABLISHED]
 
     def test_a_key_that_is_not_set_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("A_JUDGES_KEY", raising=False)
