@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 from policies.tokenizer import TRACE_TAGS, train_tokenizer
 from policies.vlm import PRESETS, SeedVlmConfig, build_seed_vlm, check_policy, load_policy, vllm_architectures
 from rl.errors import PolicyError
-from rl.types import SamplingParams, Trajectory
+from rl.types import EncodedImage, SamplingParams, Trajectory
 from rollouts.cytology import load_cytology, reference_trace
 from rollouts.engine import EngineSettings, GenerationRequest, VllmEngine
 from rollouts.prompts import render_prompt
@@ -71,6 +72,17 @@ def test_the_patch_merger_starts_as_the_mean_of_two_by_two_patches(tiny_policy: 
     merger = model.model.multi_modal_projector.patch_merger
     merged = merger(patches.reshape(24, hidden), torch.tensor([[4 * 14, 6 * 14]]))
     torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
+
+
+def test_a_thumbnail_alone_in_a_batch_is_seen(tiny_policy: Path) -> None:
+    """28 × 28 pixels, one token of the model, are enlarged to two rows of two tokens."""
+    content = io.BytesIO()
+    Image.new("RGB", (28, 28), "purple").save(content, format="PNG")
+    picture = EncodedImage(content=content.getvalue(), width=28, height=28).decode()
+    assert picture.size == (56, 56)
+    model, processor = load_policy(str(tiny_policy))
+    batch = processor(text=["[IMG]?"], images=[[picture]], add_special_tokens=False, return_tensors="pt")
+    assert torch.isfinite(model(**batch).logits).all()
 
 
 @pytest.mark.parametrize(

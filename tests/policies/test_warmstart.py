@@ -47,9 +47,9 @@ def test_the_loss_is_on_the_completion_and_the_end_of_the_turn_alone(processor: 
 
 
 def test_each_row_reads_as_prompt_then_completion_with_its_images_expanded(processor: Any) -> None:
-    """28 pixels are one image token: 1 × 1 gives one and its end, 2 wide two and the end, 3 tall three rows of two."""
+    """28 pixels are one image token: 2 wide gives two and their end, 3 tall three rows, each with its end."""
     rows = [
-        a_row("[IMG]a:", "b", a_picture(28, 28)),
+        a_row("[IMG]a:", "b", a_picture(28, 56)),
         a_row("[IMG]-[IMG]c:", "d", a_picture(56, 28), a_picture(28, 84)),
     ]
     batch = _Collator(processor)(rows)
@@ -58,10 +58,10 @@ def test_each_row_reads_as_prompt_then_completion_with_its_images_expanded(proce
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     assert texts == [
-        "[IMG][IMG_END]a:b<seed:eos>",
+        "[IMG][IMG_BREAK][IMG][IMG_END]a:b<seed:eos>",
         "[IMG][IMG][IMG_END]-[IMG][IMG_BREAK][IMG][IMG_BREAK][IMG][IMG_END]c:d<seed:eos>",
     ]
-    assert batch["image_sizes"].tolist() == [[28, 28], [28, 56], [84, 28]]
+    assert batch["image_sizes"].tolist() == [[56, 28], [28, 56], [84, 28]]
 
 
 def test_padding_stands_on_the_right_and_is_never_attended_to_nor_learned(processor: Any) -> None:
