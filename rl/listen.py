@@ -1,9 +1,11 @@
-"""Where a server of medrl may listen: to this machine alone, or to others where a token is asked for."""
+"""Where a server of medrl may listen: to this machine alone, or to others where a token is asked for; and how long."""
 
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
+import threading
 
 from rl.errors import ConfigError
 
@@ -31,3 +33,11 @@ def check_free(host: str, port: int) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port} cannot be listened on: {error.strerror}") from error
+
+
+def wait_for_signal() -> None:
+    """Return on SIGINT or SIGTERM. What sets handlers of its own, as Ray does, must have started before."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()

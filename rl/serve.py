@@ -6,9 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from rewards.judges.config import reach_judges
 from rewards.service import RewardWorker
 from rl.cluster import ray_session
 from rl.config_schema import RayConfig
-from rl.listen import check_free, check_guarded
+from rl.listen import check_free, check_guarded, wait_for_signal
 from rl.types import ScoredTrajectory, Trajectory, Unscored
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def serve_rewards(
             serve.run(_application(rewards, workers=workers, settings=settings), name=APPLICATION, route_prefix="/")
             names = ", ".join(each.name for each in rewards.scorers)
             print(f"serving {names} of {path} on http://{host}:{port} (docs at /docs)", file=sys.stderr, flush=True)
-            _wait_for_signal()
+            wait_for_signal()
         finally:
             serve.shutdown()
 
@@ -97,11 +95,3 @@ class HttpFront:
         from rewards.http import build_app
 
         return build_app(self.score, versions=self._versions, settings=self._settings)
-
-
-def _wait_for_signal() -> None:
-    """Return on SIGINT or SIGTERM. Ray sets handlers of its own as it starts, so that these must come after it."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()

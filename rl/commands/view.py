@@ -28,7 +28,7 @@ def add_view_commands(commands: Any) -> None:
 
 def _view(arguments: argparse.Namespace) -> int:
     from entities.tree import EntityTree
-    from rl.listen import check_free, check_guarded
+    from rl.listen import check_free, check_guarded, wait_for_signal
     from rl.view.index import TrajectoryIndex
     from rl.view.runs import find_runs
     from rl.view.server import TOKEN_VARIABLE, ViewServer
@@ -40,14 +40,13 @@ def _view(arguments: argparse.Namespace) -> int:
     tree = EntityTree.load(arguments.tree) if arguments.tree else None
     index = TrajectoryIndex(runs, tree=tree)
     with ViewServer(index, host=arguments.host, port=arguments.port, token=token) as server:
-        print(f"{', '.join(runs)}: {server.url}  (Ctrl-C ends it)", flush=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         threading.Thread(target=index.snapshot, daemon=True).start()  # so that the first page need not wait
+        print(f"{', '.join(runs)}: {server.url}  (Ctrl-C ends it)", flush=True)
         if not arguments.no_browser:
             _open_browser(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+        wait_for_signal()
+        server.shutdown()
     return 0
 
 

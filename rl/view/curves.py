@@ -98,7 +98,7 @@ def _form(curves: Curves, query: CurvesQuery, shown: Sequence[str], runs: Sequen
     always = [
         element("label", logarithmic, element("span", "logarithmic"), class_="check"),
         element("button", "Apply", type="submit"),
-        element("a", "Clear", href="/curves", class_="clear") if query != CurvesQuery() else Markup(),
+        element("a", "Reset", href="/curves", class_="clear"),
     ]
     more = element("details", element("summary", f"Runs and metrics · {len(curves)} recorded"), *fields, open="")
     return element(

@@ -34,16 +34,13 @@ def filter_form(snapshot: Snapshot, query: Query, *, runs: Sequence[str]) -> Mar
         aria_label="Text", maxlength=500,
     )  # fmt: skip
     always = [text, _select("sort", SORTS, query.sort, label="Sort"), element("button", "Apply", type="submit")]
-    reset = element("a", "Clear", href="/", class_="clear") if query.narrows else Markup()
     more = element(
         "details",
         element("summary", "Filter"),
         element("div", *narrowing, class_="fields"),
         open="" if query.narrows or not query.open else None,
     )
-    return element(
-        "form", element("div", *always, reset, class_="always"), more, method="get", action="/", class_="filter"
-    )
+    return element("form", element("div", *always, class_="always"), more, method="get", action="/", class_="filter")
 
 
 def _field(name: str, label: str, *controls: Markup) -> Markup:

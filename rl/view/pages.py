@@ -18,6 +18,7 @@ from rl.report.trace import verdict_badge
 from rl.types import Verdict
 from rl.view.filters import filter_form
 from rl.view.index import Snapshot, TrajectoryIndex
+from rl.view.overview import overview
 from rl.view.query import PAGE_ROWS, Query, matching
 from rl.view.trajectory import Sibling, open_trajectory, trajectory_view
 
@@ -127,6 +128,7 @@ def _tally(found: Found) -> Markup:
     told += [f" · {right:.1%} right"] if right is not None else []
     unscored = chosen["reward"].null_count
     told += [f" · {unscored:,} unscored"] if unscored else []
+    told += [" ", element("a", "Clear", href="/", class_="clear")] if found.query.narrows else []
     return element("p", *told, class_="tally", role="status")
 
 
@@ -179,6 +181,7 @@ def _opened(found: Found, folders: Mapping[str, Path]) -> Iterator[Markup]:
     if found.opened is None:
         first = found.neighbour(0)
         yield element("p", "Choose a trajectory, or press ", element("kbd", "j"), ".", class_="nothing")
+        yield overview(found.snapshot, found.query, found.rows) if len(found.rows) else Markup()
         yield element("a", "first", href=first, rel="next", class_="unseen") if first else Markup()
         return
     file = found.snapshot.files[found.snapshot.table["file"][found.opened].as_py()]

@@ -76,11 +76,8 @@ class Query:
 
     def address(self, path: str = "/") -> str:
         """The page of this query."""
-        said = {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
-        }
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        said = {field.name: _written(value) for field, value in values.items() if value != field.default}
         return f"{path}?{urlencode(said, doseq=True)}" if said else path
 
     def but(self, **changes: Any) -> Query:

@@ -40,7 +40,7 @@ def token_section(row: Mapping[str, Any], texts: Sequence[str] | None) -> Markup
         element("summary", "Tokens ", element("span", _summary(differences, spellings), class_="dim")),
         element("p", _LEGEND if learnt is not None else _LEGEND_DRAWN, class_="note"),
         element("div", *shown, element("i", f" … {cut:,} more", class_="cut") if cut else "", class_="tokens"),
-        class_="part",
+        class_="fold",
     )
 
 

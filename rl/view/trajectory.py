@@ -140,7 +140,11 @@ def _provenance(item: Item) -> Markup:
         )
         for record in item.scores.values()
     ]
-    return _part("Provenance", f"{len(rows)} scorers", element("div", element("table", head, *rows), class_="wide"))
+    return _fold(
+        "Provenance",
+        f"{len(rows)} scorer{'s' if len(rows) != 1 else ''}",
+        element("div", element("table", head, *rows), class_="wide"),
+    )
 
 
 def _tool_calls(item: Item) -> Markup:
@@ -156,7 +160,7 @@ def _tool_calls(item: Item) -> Markup:
         )
         for call in calls
     ]
-    return _part("Tool calls", f"{len(calls)}", element("ol", *shown, class_="calls"), open="")
+    return _fold("Tool calls", f"{len(calls)}", element("ol", *shown, class_="calls"), open="")
 
 
 def _conversation(row: Mapping[str, Any]) -> Markup:
@@ -169,7 +173,7 @@ def _conversation(row: Mapping[str, Any]) -> Markup:
         for turn in turns
         if turn.get("content")
     ]
-    return _part("Conversation", f"{len(shown)} turns", element("ol", *shown, class_="turns"))
+    return _fold("Conversation", f"{len(shown)} turns", element("ol", *shown, class_="turns"))
 
 
 def _content(content: Any) -> str:
@@ -202,9 +206,9 @@ def _background(opened: Opened) -> Markup:
     deeper = (
         element("pre", shlex.join(command)) if row["kind"] == "train" and row["advantage"] is not None else Markup()
     )
-    return _part("Background", row["finish_reason"] or "", element("table", *told), deeper)
+    return _fold("Background", row["finish_reason"] or "", element("table", *told), deeper)
 
 
-def _part(title: str, lead: str, *content: Markup, **attributes: str) -> Markup:
+def _fold(title: str, lead: str, *content: Markup, **attributes: str) -> Markup:
     summary = element("summary", title, " ", element("span", lead, class_="dim"))
-    return element("details", summary, *content, class_="part", **attributes)
+    return element("details", summary, *content, class_="fold", **attributes)

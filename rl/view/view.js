@@ -11,7 +11,7 @@ async function go(address, { replace = false } = {}) {
   try {
     const reply = await fetch(address, { credentials: "same-origin" });
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
-    if (turn === asked) show(page, address, replace);
+    if (turn === asked) (reply.ok ? show : complain)(page, address, replace);
   } catch {
     location.assign(address);
   } finally {
@@ -19,28 +19,31 @@ async function go(address, { replace = false } = {}) {
   }
 }
 
+// What cannot be asked is told beside the form that asked for it.
+function complain(page, address, replace) {
+  const tally = document.querySelector(".tally");
+  if (tally) tally.textContent = page.querySelector("main p").textContent;
+  else show(page, address, replace);
+}
+
 function show(page, address, replace) {
   const scrolled = document.querySelector(".hits")?.scrollTop ?? 0;
-  const typing = document.activeElement?.name;
-  const unfolded = [...document.querySelectorAll(".part[open] > summary")].map((summary) => summary.firstChild.data);
+  const typing = document.activeElement?.form && document.activeElement;
+  const unfolded = [...document.querySelectorAll(".fold[open] > summary")].map((summary) => summary.firstChild.data);
   const folded = document.querySelector(".filter details")?.open;
   const [main, next] = [document.querySelector("main"), page.querySelector("main")];
-  if (typing && main.querySelector("form") && next.querySelector("form")) keepForm(main, next);
+  if (typing) next.querySelector("form")?.replaceWith(typing.form); // a new form would lose the place of the cursor
   main.replaceWith(next);
+  typing?.focus({ preventScroll: true });
   document.querySelector("nav").replaceWith(page.querySelector("nav"));
   document.title = page.title;
-  if (address !== null) history[replace ? "replaceState" : "pushState"](null, "", address);
-  for (const summary of next.querySelectorAll(".part > summary")) {
+  history[replace ? "replaceState" : "pushState"](null, "", address);
+  for (const summary of next.querySelectorAll(".fold > summary")) {
     if (unfolded.includes(summary.firstChild.data)) summary.parentElement.open = true;
   }
   const details = next.querySelector(".filter details");
   if (details && folded !== undefined) details.open = folded;
   settle(next, scrolled);
-}
-
-// The form that is being typed into stays: a new one would lose the place of the cursor.
-function keepForm(main, next) {
-  next.querySelector("form").replaceWith(main.querySelector("form"));
 }
 
 function settle(main, scrolled) {
@@ -50,6 +53,7 @@ function settle(main, scrolled) {
   main.querySelector(".hit[aria-current]")?.scrollIntoView({ block: "nearest" });
   const opened = main.querySelector("#open");
   if (opened) opened.scrollTop = 0;
+  if (main.matches(".opened") && !document.activeElement?.form) opened.focus({ preventScroll: true }); // space scrolls it
   if (main.matches(".opened") && matchMedia("(max-width: 900px)").matches) scrollTo(0, 0);
 }
 
@@ -101,4 +105,6 @@ document.addEventListener("keydown", (event) => {
   document.querySelector(KEYS[event.key] ? `${KEYS[event.key]}[href]` : "not-a-key")?.click();
 });
 
+const filter = document.querySelector(".viewer .filter details");
+if (filter && matchMedia("(max-width: 900px)").matches) filter.open = false;
 settle(document.querySelector("main"), 0);

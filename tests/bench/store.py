@@ -1,4 +1,4 @@
-"""What the trajectory store costs: the time to log a step, its size on the disk, and the rate of a replay."""
+"""What the trajectory store costs: the time to log a step, its size, the rate of a replay, the time of a page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from PIL import Image
 
 from rl.replay.rescore import replay
 from rl.types import EncodedImage
+from rl.view.index import TrajectoryIndex
+from rl.view.pages import trajectories_page
+from rl.view.query import Query
+from rl.view.runs import find_runs
 from rollouts.images import encode
 from rollouts.log import LoggedStep, write_step
 from tests.bench.peers import TURNS, Line, compare, show
-from tests.made_up_log import GROUP_SIZE, a_step
+from tests.made_up_log import GROUP_SIZE, a_step, write_made_up
 
 GROUPS = 16  # 128 trajectories, a step of the quickstart
 REPLAYED_STEPS = 4
+VIEWED_ROWS = 100_000
 ALLOWED = 0.02  # of the time of a step
 
 Measured = dict[str, float]
@@ -88,6 +93,26 @@ def measure_sizes_and_replay() -> Measured:
         }
 
 
+def measure_view() -> Measured:
+    """Seconds of the pages over 100,000 trajectories: the first one, which reads their columns, and others."""
+    with tempfile.TemporaryDirectory() as name:
+        write_made_up(Path(name), rows=VIEWED_ROWS)
+        index = TrajectoryIndex(find_runs([Path(name)]))
+        asked = {
+            "view_first_page_s": Query(),
+            "view_filter_s": Query(reward_min=0.5, sort="reward-low"),
+            "view_text_s": Query(text="finding 77 "),
+            "view_next_page_s": Query(text="finding 77 ", page=2),
+        }
+        return {key: _seconds(trajectories_page, index, query) for key, query in asked.items()}
+
+
+def _seconds(call: Callable[..., object], *arguments: object) -> float:
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began
+
+
 def compare_logging() -> Line:
     """A step of 128 trajectories with 16 images that are new."""
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +124,9 @@ def measure() -> Measured:
     """Every number, printed in a sentence."""
     logging = compare_logging()
     show([logging])
-    store = measure_sizes_and_replay() | {"log_step_s": logging.ours_s, "log_step_ratio": logging.ratio}
+    viewed = measure_view()
+    print(f"medrl view, {VIEWED_ROWS:,} trajectories: " + ", ".join(f"{name} {s:.2f}" for name, s in viewed.items()))
+    store = viewed | measure_sizes_and_replay() | {"log_step_s": logging.ours_s, "log_step_ratio": logging.ratio}
     print(
         f"trajectory store: {store['store_mb_per_1000_trajectories']:.2f} MB per 1,000 trajectories; logging stays "
         f"within {ALLOWED:.0%} of steps of {logging.ours_s / ALLOWED:.1f} s and more; a replay scores "

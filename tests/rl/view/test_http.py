@@ -5,6 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +154,18 @@ def test_boxes_of_reference_answer_and_claims_are_drawn_in_pixels_of_the_image(s
         ("32", "0", "32", "32", "answer"),
         ("16", "8", "16", "8", "refuted"),  # the claim that stands where the box does: characters 7 to 23
     ]
+
+
+def test_where_none_is_open_rewards_and_scores_are_distributed_and_bars_lead_to_what_is_in_them(
+    server: ViewServer,
+) -> None:
+    _, text, _ = ask(server, run="first", kind="train")
+    # 0, .25, .5, .75, .875 and 1: mean 3.375 / 6 = 0.5625; three of these are above 0.5 and so right
+    assert 'aria-label="distribution of the reward: 6, mean 0.562"' in text
+    assert 'aria-label="distribution of answer: 6, mean 0.500"' in text
+    bars = [address.replace("&amp;", "&") for address in re.findall(r'<a href="([^"]*)"><rect', text)]
+    assert bars[0] == "/?run=first&kind=train&reward_min=0&reward_max=0.05"
+    assert HIT.findall(ask(server, bars[0])[1]) and "1</b> of 13" in ask(server, bars[0])[1]
 
 
 def test_images_are_served_by_their_hash(server: ViewServer) -> None:
@@ -306,6 +322,21 @@ def test_another_host_needs_a_token(
     monkeypatch.delenv("MEDRL_VIEW_TOKEN", raising=False)
     assert main(["view", str(runs["first"]), "--host", "0.0.0.0", "--no-browser"]) == 2
     assert "set MEDRL_VIEW_TOKEN to a token" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_and_ctrl_c_ends_it_cleanly(runs: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "rl.cli", "view", *map(str, runs.values()), "--port", "0", "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        said = process.stdout.readline()
+        match = re.search(r"first, second: (http://127\.0\.0\.1:\d+/)", said)
+        assert match, said
+        with urllib.request.urlopen(match[1], timeout=60) as reply:
+            assert "13</b> trajectories" in reply.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
 
 
 def test_a_replay_is_shown_with_the_roles_of_its_own_rewards(runs: dict[str, Path], tmp_path: Path) -> None:
