@@ -92,6 +92,7 @@ class HallucinationScorer(Scorer):
         "rewards.claims.findings",
         "rewards.claims.free",
         "rewards.judge",
+        "rewards.judges.chat",
         "rewards.judges.client",
         "rewards.judges.prompt",
         "rewards.claims.measurements",

@@ -59,6 +59,7 @@ class RubricScorer(Scorer):
         "rewards.clinical_text",
         "rewards.cue_lexicon",
         "rewards.judge",
+        "rewards.judges.chat",
         "rewards.judges.client",
         "rewards.judges.prompt",
         "rewards.claims.measurements",

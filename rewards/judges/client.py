@@ -9,15 +9,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from rewards.cache import ContentCache
 from rewards.isolation.deadline import Clock, in_queue
 from rewards.judge import Endpoint, EngineEndpoint, Judge, JudgeFailure, Reply
+from rewards.judges.chat import ChatFault, chat_choice, chat_connections
 from rewards.judges.prompt import Question, read_reply
 
 if TYPE_CHECKING:
@@ -27,9 +25,6 @@ MAX_REPLY_BYTES = 1 << 20
 MAX_CACHED = 16_384
 FIRST_REST_S = 0.25
 LONGEST_REST_S = 8.0
-_PASSING = frozenset(
-    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-)
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Judge, JudgeClient]] = WeakKeyDictionary()
 
@@ -40,17 +35,6 @@ def client_of(judge: Judge) -> JudgeClient:
     if judge not in clients:
         clients[judge] = JudgeClient(judge)
     return clients[judge]
-
-
-class _Fault(Exception):
-    """What was wrong with one attempt.
-
-    ``rests`` tells the endpoint to rest, for ``rest_s`` where it said so; ``refused`` that it would say the same again.
-    """
-
-    def __init__(self, reason: str, *, rests: bool = False, rest_s: float | None = None, refused: bool = False) -> None:
-        super().__init__(reason)
-        self.rests, self.rest_s, self.refused = rests, rest_s, refused
 
 
 class JudgeClient:
@@ -71,7 +55,7 @@ class JudgeClient:
             try:
                 if (reply := await self._attempt(line, call)) is not None:
                     return reply
-            except _Fault as fault:
+            except ChatFault as fault:
                 line.note(fault)
                 call.note(line, fault)
         reasons = dict.fromkeys(call.faults)
@@ -94,7 +78,7 @@ class JudgeClient:
                 await line.post(self._body(line, call))
         except TimeoutError:
             return f"no answer within {self._judge.deadline_s:g} s"
-        except _Fault as fault:
+        except ChatFault as fault:
             return str(fault) if fault.rests or fault.refused else ""
         return ""
 
@@ -123,7 +107,7 @@ class JudgeClient:
                 async with asyncio.timeout(left_s):
                     text = await line.post(self._body(line, call))
             except TimeoutError:
-                raise _Fault(f"no answer within {max(left_s, 0.0):.3g} s", rests=True) from None
+                raise ChatFault(f"no answer within {max(left_s, 0.0):.3g} s", rests=True) from None
         line.failures = 0
         reply = _read(text, call.question.schema)
         self._cache.put((_model(line.endpoint), call.asked), text.encode())
@@ -135,7 +119,7 @@ class JudgeClient:
             return None
         try:
             return Reply(content=_read(kept.decode(), call.question.schema), model=_model(line.endpoint))
-        except (_Fault, UnicodeDecodeError):
+        except (ChatFault, UnicodeDecodeError):
             return None  # a damaged entry counts as none
 
     def _body(self, line: _Line, call: _Call) -> dict[str, Any]:
@@ -183,7 +167,7 @@ class _Call:
         self.faults: list[str] = []
         self.unreadable = 0
 
-    def note(self, line: _Line, fault: _Fault) -> None:
+    def note(self, line: _Line, fault: ChatFault) -> None:
         self.tries[line] += 1
         self.faults.append(f"{line.endpoint}: {fault}")
         self.unreadable += not (fault.rests or fault.refused)
@@ -212,7 +196,7 @@ class _Line:
     def rest_s(self) -> float:
         return max(0.0, self._resting_until - time.monotonic())
 
-    def note(self, fault: _Fault) -> None:
+    def note(self, fault: ChatFault) -> None:
         """After a failure rest for as long as the endpoint asks, else longer each time. Calls that were under way
         together fail together, which is one failure."""
         if not fault.rests:
@@ -241,76 +225,23 @@ class _Line:
             await self._http.aclose()
 
     async def post(self, body: Mapping[str, Any]) -> str:
-        """The text of the reply to a chat request. Raises _Fault."""
-        import httpx2
-
+        """The text of the reply to a chat request. Raises ChatFault."""
         if not isinstance(self.endpoint, Endpoint):
-            raise _Fault("only `medrl train` and `medrl evaluate` start engines; name a server here", refused=True)
+            raise ChatFault("only `medrl train` and `medrl evaluate` start engines; name a server here", refused=True)
         if self._http is None:
-            self._http = httpx2.AsyncClient(
-                timeout=None,
-                limits=httpx2.Limits(max_connections=self._limit, max_keepalive_connections=self._limit),
-                trust_env=not _is_local(self.endpoint.url),
-                verify=self.endpoint.url.startswith("https"),  # reading the certificates takes .1 s
-            )
-        key = self.endpoint.with_key().key
-        request = self._http.build_request(
-            "POST",
-            f"{self.endpoint.url.rstrip('/')}/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-        )
-        try:
-            response = await self._http.send(request, stream=True)
-            try:
-                content = bytearray()
-                async for piece in response.aiter_bytes():
-                    content += piece
-                    if len(content) > MAX_REPLY_BYTES:
-                        raise _Fault(f"sent more than {MAX_REPLY_BYTES} bytes", refused=True)
-            finally:
-                await response.aclose()
-        except httpx2.HTTPError as error:
-            raise _Fault(f"{type(error).__name__}: {error}".rstrip(": "), rests=True) from None
-        if response.status_code != HTTPStatus.OK:
-            raise _refusal(response, bytes(content).replace(key.encode(), b"***") if key else bytes(content))
-        return _message(bytes(content))
+            self._http = chat_connections(self.endpoint)
+        return _verdict(*await chat_choice(self._http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
 
 
-def _refusal(response: httpx2.Response, content: bytes) -> _Fault:
-    """What an answer other than 200 means: to wait, or to go elsewhere."""
-    said = " ".join(content.decode(errors="replace").split())[:300]
-    reason = f"HTTP {response.status_code} {said}".strip()
-    if response.status_code in _PASSING or response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _Fault(reason, rests=True, rest_s=retry_after_s(response.headers.get("retry-after", "")))
-    return _Fault(reason, refused=True)
-
-
-def retry_after_s(header: str) -> float | None:
-    """Seconds that the header asks to wait for, in either of its forms (RFC 9110, 10.2.3)."""
-    if header.strip().isdecimal():
-        return float(header[:10])
-    try:
-        moment = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _message(content: bytes) -> str:
-    """The text of the first choice. Raises _Fault for a refusal, a reply that was cut off, and no reply at all."""
-    try:
-        choice = json.loads(content)["choices"][0]
-        message, finish_reason = choice["message"], choice.get("finish_reason")
-        refusal, text = message.get("refusal"), message.get("content")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _Fault(f"sent no chat completion: {type(error).__name__}: {error}", refused=True) from None
+def _verdict(message: Mapping[str, Any], finish_reason: str) -> str:
+    """The text of a message. Raises ChatFault for a refusal, and for one that was cut off."""
+    refusal, text = message.get("refusal"), message.get("content")
     if refusal or finish_reason == "content_filter":
-        raise _Fault(f"refused to judge: {str(refusal or 'content_filter')[:200]}", refused=True)
+        raise ChatFault(f"refused to judge: {str(refusal or 'content_filter')[:200]}", refused=True)
     if finish_reason == "length":
-        raise _Fault("the verdict was cut off; raise the judge's max_tokens")
+        raise ChatFault("the verdict was cut off; raise the judge's max_tokens")
     if not isinstance(text, str):
-        raise _Fault(f"sent no text: {text!r:.100}")
+        raise ChatFault(f"sent no text: {text!r:.100}")
     return text
 
 
@@ -318,7 +249,7 @@ def _read(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return read_reply(text, schema)
     except ValueError as error:
-        raise _Fault(f"malformed verdict: {error}; got {text!r:.120}") from None
+        raise ChatFault(f"malformed verdict: {error}; got {text!r:.120}") from None
 
 
 def _response_format(structured: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -329,8 +260,3 @@ def _response_format(structured: str, schema: Mapping[str, Any]) -> dict[str, An
 
 def _model(endpoint: Endpoint | EngineEndpoint) -> str:
     return endpoint.model if isinstance(endpoint, Endpoint) else endpoint.policy
-
-
-def _is_local(url: str) -> bool:
-    """Whether no proxy can lie between here and there."""
-    return url.split("//", 1)[-1].startswith(("127.", "localhost", "[::1]"))

@@ -7,18 +7,16 @@ says why. It is never a wrong answer.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rewards.judge import Endpoint
-from rewards.judges.client import retry_after_s
+from rewards.judges.chat import ChatFault, chat_choice, chat_connections
 from rewards.judges.prompt import data_url
 from rl.types import FinishReason, Task, Trajectory
 from rollouts.engine import GenerationRequest
@@ -30,17 +28,7 @@ if TYPE_CHECKING:
 MAX_REPLY_BYTES = 8 << 20
 FIRST_REST_S = 0.5
 LONGEST_REST_S = 30.0
-_PASSING = frozenset(
-    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-)
-
-
-class _Fault(Exception):
-    """What was wrong with one attempt; ``passing`` where another may go better, after ``rest_s`` if the server said."""
-
-    def __init__(self, reason: str, *, passing: bool = False, rest_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.passing, self.rest_s = passing, rest_s
+_FINISHED: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +53,10 @@ class EndpointPool:
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[Trajectory, ...]]:
         """Yield the trajectories of each request as its last sample is there. Raises ConfigError without a key."""
-        import httpx2
-
+        self.endpoint.with_key()  # told before anything is asked
         places = asyncio.Semaphore(self.endpoint.max_concurrency)
-        key = self.endpoint.with_key().key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with httpx2.AsyncClient(timeout=self.timeout_s, headers=headers) as client:
-            tasks = [asyncio.create_task(self._trajectories(client, places, request)) for request in requests]
+        async with chat_connections(self.endpoint) as http:
+            tasks = [asyncio.create_task(self._trajectories(http, places, request)) for request in requests]
             try:
                 for done in asyncio.as_completed(tasks):
                     yield await done
@@ -80,20 +65,20 @@ class EndpointPool:
                     task.cancel()
 
     async def _trajectories(
-        self, client: httpx2.AsyncClient, places: asyncio.Semaphore, request: GenerationRequest
+        self, http: httpx2.AsyncClient, places: asyncio.Semaphore, request: GenerationRequest
     ) -> tuple[Trajectory, ...]:
         samples = range(request.num_samples)
-        return tuple(await asyncio.gather(*(self._trajectory(client, places, request, sample) for sample in samples)))
+        return tuple(await asyncio.gather(*(self._trajectory(http, places, request, sample) for sample in samples)))
 
     async def _trajectory(
-        self, client: httpx2.AsyncClient, places: asyncio.Semaphore, request: GenerationRequest, sample: int
+        self, http: httpx2.AsyncClient, places: asyncio.Semaphore, request: GenerationRequest, sample: int
     ) -> Trajectory:
         name = f"{request.id}/{sample}"
         async with places:
             started = time.perf_counter()
             try:
-                reply = await self._asked(client, self._body(request, sample))
-            except _Fault as fault:
+                reply = await self._asked(http, self._body(request, sample))
+            except ChatFault as fault:
                 self.lost[name] = str(fault)
                 reply = _Reply("", "abort")
         nothing = np.empty(0, dtype=np.int32)
@@ -128,45 +113,24 @@ class EndpointPool:
         asked = body | {name: value for name, value in optional.items() if value} | dict(self.parameters)
         return {name: value for name, value in asked.items() if value is not None}  # null takes one of ours out
 
-    async def _asked(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
-        """The reply of the last of at most ``attempts`` attempts. Raises _Fault with the reason of the last one."""
+    async def _asked(self, http: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
+        """The reply of the last of at most ``attempts`` attempts. Raises ChatFault with the reason of the last one."""
         for attempt in range(self.attempts):
             try:
-                return await self._attempt(client, body)
-            except _Fault as fault:
-                if not fault.passing or attempt + 1 == self.attempts:
-                    raise _Fault(f"{fault} (attempt {attempt + 1} of {self.attempts})") from None
+                return await self._attempt(http, body)
+            except ChatFault as fault:
+                if not fault.rests or attempt + 1 == self.attempts:
+                    raise ChatFault(f"{fault} (attempt {attempt + 1} of {self.attempts})") from None
                 rest_s = FIRST_REST_S * 2**attempt if fault.rest_s is None else fault.rest_s
                 await asyncio.sleep(min(LONGEST_REST_S, rest_s) * random.uniform(1.0, 1.25))
         raise AssertionError("attempts is at least 1")
 
-    async def _attempt(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
-        import httpx2
-
-        content = bytearray()
+    async def _attempt(self, http: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
         try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                client.stream("POST", f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body) as response,
-            ):
-                async for piece in response.aiter_bytes():
-                    content += piece
-                    if len(content) > MAX_REPLY_BYTES:
-                        raise _Fault(f"sent more than {MAX_REPLY_BYTES} bytes")
+            async with asyncio.timeout(self.timeout_s):
+                return _read(*await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
         except TimeoutError:
-            raise _Fault(f"no reply within {self.timeout_s:g} s", passing=True) from None
-        except httpx2.HTTPError as error:
-            raise _Fault(f"{type(error).__name__}: {error}".rstrip(": "), passing=True) from None
-        if response.status_code != HTTPStatus.OK:
-            raise self._refusal(response.status_code, response.headers.get("retry-after", ""), bytes(content))
-        return read_reply(bytes(content))
-
-    def _refusal(self, status: int, retry_after: str, content: bytes) -> _Fault:
-        said = " ".join(content.decode(errors="replace").split())
-        if key := self.endpoint.with_key().key:
-            said = said.replace(key, "***")
-        passing = status in _PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return _Fault(f"HTTP {status} {said[:300]}".strip(), passing=passing, rest_s=retry_after_s(retry_after))
+            raise ChatFault(f"no reply within {self.timeout_s:g} s", rests=True) from None
 
 
 def openai_messages(task: Task) -> list[dict[str, Any]]:
@@ -183,19 +147,13 @@ def openai_messages(task: Task) -> list[dict[str, Any]]:
     return messages
 
 
-def read_reply(content: bytes) -> _Reply:
-    """The first choice. Reasoning that the server has taken apart stands in ``<think>`` again. Raises _Fault for a
-    body that is no chat completion, and for a reply that a filter has withheld."""
-    try:
-        choice = json.loads(content)["choices"][0]
-        message, finished = choice["message"], choice.get("finish_reason")
-        text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _Fault(f"sent no chat completion: {type(error).__name__}: {error}") from None
+def _read(message: Mapping[str, Any], finished: str) -> _Reply:
+    """Reasoning that the server has taken apart stands in ``<think>`` again. Raises ChatFault for a reply that a filter
+    has withheld."""
+    text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if finished == "content_filter":
-        raise _Fault("the server's content filter withheld the reply")
+        raise ChatFault("the server's content filter withheld the reply", refused=True)
     if text is not None and not isinstance(text, str):
-        raise _Fault(f"sent no text: {text!r:.100}")
+        raise ChatFault(f"sent no text: {text!r:.100}", refused=True)
     thought = f"<think>{reasoning}</think>" if isinstance(reasoning, str) else ""
-    reason: FinishReason = finished if finished in ("stop", "length") else "unknown"
-    return _Reply(thought + (text or ""), reason)
+    return _Reply(thought + (text or ""), _FINISHED.get(finished, "unknown"))

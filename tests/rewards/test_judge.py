@@ -16,7 +16,7 @@ import pytest
 from rewards.config import ConfiguredScorer
 from rewards.judge import Endpoint, EngineEndpoint, Judge, JudgeFailure
 from rewards.judges import client as judge_client
-from rewards.judges.client import retry_after_s
+from rewards.judges.chat import retry_after_s
 from rewards.judges.prompt import Question
 from rewards.rubrics.judged import VERDICT_SCHEMA
 from rewards.scorer import Score, Scorer, Trajectory

@@ -1,0 +1,102 @@
+"""One request of the OpenAI chat protocol, read within bounds; what goes wrong says whether to wait or to give up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from rewards.judge import Endpoint
+
+if TYPE_CHECKING:
+    import httpx2
+
+_PASSING = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+)
+
+
+class ChatFault(Exception):
+    """What was wrong with one attempt.
+
+    ``rests`` tells the endpoint to rest, for ``rest_s`` where it said so; ``refused`` that it would say the same again.
+    """
+
+    def __init__(self, reason: str, *, rests: bool = False, rest_s: float | None = None, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.rests, self.rest_s, self.refused = rests, rest_s, refused
+
+
+def chat_connections(endpoint: Endpoint) -> httpx2.AsyncClient:
+    """Connections for as many calls as the endpoint takes at a time. The deadline is the caller's."""
+    import httpx2
+
+    most = endpoint.max_concurrency
+    return httpx2.AsyncClient(
+        timeout=None,
+        limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+        trust_env=not _is_local(endpoint.url),
+        verify=endpoint.url.startswith("https"),  # reading the certificates takes .1 s
+    )
+
+
+async def chat_choice(
+    http: httpx2.AsyncClient, endpoint: Endpoint, body: Mapping[str, Any], *, max_bytes: int
+) -> tuple[Mapping[str, Any], str]:
+    """The message of the first choice, and why it ended. Raises ChatFault, and ConfigError without a key."""
+    import httpx2
+
+    key = endpoint.with_key().key
+    content = bytearray()
+    try:
+        async with http.stream(
+            "POST",
+            f"{endpoint.url.rstrip('/')}/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        ) as response:
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > max_bytes:
+                    raise ChatFault(f"sent more than {max_bytes} bytes", refused=True)
+    except httpx2.HTTPError as error:
+        raise ChatFault(f"{type(error).__name__}: {error}".rstrip(": "), rests=True) from None
+    if response.status_code != HTTPStatus.OK:
+        raise _refusal(response, bytes(content).replace(key.encode(), b"***") if key else bytes(content))
+    return _first_choice(bytes(content))
+
+
+def _first_choice(content: bytes) -> tuple[Mapping[str, Any], str]:
+    try:
+        choice = json.loads(content)["choices"][0]
+        return {**choice["message"]}, str(choice.get("finish_reason"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ChatFault(f"sent no chat completion: {type(error).__name__}: {error}", refused=True) from None
+
+
+def _refusal(response: httpx2.Response, content: bytes) -> ChatFault:
+    """What an answer other than 200 means: to wait, or to go elsewhere."""
+    said = " ".join(content.decode(errors="replace").split())[:300]
+    reason = f"HTTP {response.status_code} {said}".strip()
+    if response.status_code in _PASSING or response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return ChatFault(reason, rests=True, rest_s=retry_after_s(response.headers.get("retry-after", "")))
+    return ChatFault(reason, refused=True)
+
+
+def retry_after_s(header: str) -> float | None:
+    """Seconds that the header asks to wait for, in either of its forms (RFC 9110, 10.2.3)."""
+    if header.strip().isdecimal():
+        return float(header[:10])
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _is_local(url: str) -> bool:
+    """Whether no proxy can lie between here and there."""
+    return url.split("//", 1)[-1].startswith(("127.", "localhost", "[::1]"))
