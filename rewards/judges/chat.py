@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -30,6 +31,15 @@ class ChatFault(Exception):
         self.rests, self.rest_s, self.refused = rests, rest_s, refused
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A message and why it ended; ``stopped_by`` is the stop string, where the server names it, as vLLM's does."""
+
+    message: Mapping[str, Any]
+    finish_reason: str
+    stopped_by: str
+
+
 def chat_connections(endpoint: Endpoint) -> httpx2.AsyncClient:
     """Connections for as many calls as the endpoint takes at a time. The deadline is the caller's."""
     import httpx2
@@ -45,8 +55,8 @@ def chat_connections(endpoint: Endpoint) -> httpx2.AsyncClient:
 
 async def chat_choice(
     http: httpx2.AsyncClient, endpoint: Endpoint, body: Mapping[str, Any], *, max_bytes: int
-) -> tuple[Mapping[str, Any], str]:
-    """The message of the first choice, and why it ended. Raises ChatFault, and ConfigError without a key."""
+) -> Choice:
+    """The first choice. Raises ChatFault, and ConfigError without a key."""
     import httpx2
 
     key = endpoint.with_key().key
@@ -69,10 +79,15 @@ async def chat_choice(
     return _first_choice(bytes(content))
 
 
-def _first_choice(content: bytes) -> tuple[Mapping[str, Any], str]:
+def _first_choice(content: bytes) -> Choice:
     try:
         choice = json.loads(content)["choices"][0]
-        return {**choice["message"]}, str(choice.get("finish_reason"))
+        stopped_by = choice.get("stop_reason")
+        return Choice(
+            message={**choice["message"]},
+            finish_reason=str(choice.get("finish_reason")),
+            stopped_by=stopped_by if isinstance(stopped_by, str) else "",
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ChatFault(f"sent no chat completion: {type(error).__name__}: {error}", refused=True) from None
 

@@ -230,7 +230,8 @@ class _Line:
             raise ChatFault("only `medrl train` and `medrl evaluate` start engines; name a server here", refused=True)
         if self._http is None:
             self._http = chat_connections(self.endpoint)
-        return _verdict(*await chat_choice(self._http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
+        choice = await chat_choice(self._http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES)
+        return _verdict(choice.message, choice.finish_reason)
 
 
 def _verdict(message: Mapping[str, Any], finish_reason: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewards.judge import Endpoint
-from rewards.judges.chat import ChatFault, chat_choice, chat_connections
+from rewards.judges.chat import ChatFault, Choice, chat_choice, chat_connections
 from rewards.judges.prompt import data_url
 from rl.types import FinishReason, Task, Trajectory
 from rollouts.engine import GenerationRequest
@@ -128,7 +128,7 @@ class EndpointPool:
     async def _attempt(self, http: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
         try:
             async with asyncio.timeout(self.timeout_s):
-                return _read(*await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
+                return _read(await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
         except TimeoutError:
             raise ChatFault(f"no reply within {self.timeout_s:g} s", rests=True) from None
 
@@ -147,13 +147,15 @@ def openai_messages(task: Task) -> list[dict[str, Any]]:
     return messages
 
 
-def _read(message: Mapping[str, Any], finished: str) -> _Reply:
-    """Reasoning that the server has taken apart stands in ``<think>`` again. Raises ChatFault for a reply that a filter
-    has withheld."""
+def _read(choice: Choice) -> _Reply:
+    """Reasoning that the server has taken apart stands in ``<think>`` again, and the stop string at the end, as an
+    engine writes it, where the server names it. Raises ChatFault for a reply that a filter has withheld."""
+    message, finished = choice.message, choice.finish_reason
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if finished == "content_filter":
         raise ChatFault("the server's content filter withheld the reply", refused=True)
     if text is not None and not isinstance(text, str):
         raise ChatFault(f"sent no text: {text!r:.100}", refused=True)
     thought = f"<think>{reasoning}</think>" if isinstance(reasoning, str) else ""
-    return _Reply(thought + (text or ""), _FINISHED.get(finished, "unknown"))
+    ending = choice.stopped_by if text else ""
+    return _Reply(thought + (text or "") + ending, _FINISHED.get(finished, "unknown"))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 
 
-def medrl(*arguments: object, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def medrl(*arguments: object, timeout_s: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rl.cli", *map(str, arguments)],
         cwd=ROOT,

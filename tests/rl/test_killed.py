@@ -131,7 +131,7 @@ def stopped(config: Path, folder: Path) -> int:
         lines.append(line)
         if line.startswith("step 1/"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 130, "".join(lines)
+    assert process.wait(timeout=600) == 130, "".join(lines)
     assert "Go on with resume=true" in "".join(lines)
     assert not [child for child in psutil.process_iter() if belongs_to(child, folder)]
     return int(json.loads((folder / "summary.json").read_text())["steps"])

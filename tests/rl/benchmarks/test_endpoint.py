@@ -105,6 +105,17 @@ async def test_reasoning_that_a_server_takes_apart_is_put_together_again() -> No
     assert found.text == "<think>because</think><answer>yes" and found.answer_text is None
 
 
+async def test_the_stop_string_ends_the_text_as_an_engines_where_the_server_names_it() -> None:
+    choice = {
+        "message": {"content": "<think>x</think><answer>yes"},
+        "finish_reason": "stop",
+        "stop_reason": "</answer>",
+    }
+    with serve(lambda _: Answer(body=json.dumps({"choices": [choice]}).encode())) as server:
+        (found,) = await asked(pool_of(server))
+    assert found.answer_text == "yes"
+
+
 async def test_parameters_are_added_and_taken_out() -> None:
     with serve(lambda _: Answer("yes")) as server:
         await asked(pool_of(server, parameters={"stop": None, "max_completion_tokens": 9, "max_tokens": None}))

@@ -16,6 +16,8 @@ from jsonschema import Draft202012Validator
 import rl.benchmarks.endpoint
 from rl.benchmarks.run import entity_frequencies
 from rl.cli import main
+from rollouts.chat_server import ChatServer, ChatServerSettings
+from rollouts.log import iter_rows
 from tests.rewards.fake_judge import Answer, FakeServer, obedient, serve, user_text, verdict
 from tests.rl.conftest import medrl
 from tests.samples import a_task
@@ -302,19 +304,51 @@ def test_a_suite_that_is_interrupted_keeps_what_is_done_and_goes_on_with_the_res
 
 
 @pytest.mark.slow
-def test_a_policy_is_asked_the_same_by_an_engine(tiny_policy: Path, benchmark: Path, tmp_path: Path) -> None:
-    """Through Ray and vLLM; a policy of random weights is wrong, and nothing is lost."""
+def test_a_policy_answers_the_same_in_an_engine_and_behind_a_server(
+    tiny_policy: Path, benchmark: Path, tmp_path: Path, ray_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray and vLLM on one side, vLLM's own server on the other; a policy of random weights is wrong, and nothing is
+    lost. ``e`` stops nearly every answer early: it belongs to the text on both sides."""
     settings = [
         "policy.dtype=float32",
-        "sampling.max_tokens=8",
+        "sampling.max_tokens=32",
         "rollouts.max_model_len=512",
         "rollouts.kv_cache_mb=64",
+        "sampling.stop=[e]",
     ]
-    done = medrl(
-        *("evaluate", *settings, "--benchmarks", f"{benchmark},instructions", "--policy", tiny_policy),
-        *("--limit", 3, "--samples", 2, "--out", tmp_path / "out"),
-    )
+    asked = ("evaluate", *settings, "--benchmarks", f"{benchmark},instructions", "--limit", 3)
+    done = medrl(*asked, "--policy", tiny_policy, "--out", tmp_path / "engine")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
-    assert [(each["tasks"], each["trajectories"], each["lost"]) for each in found.values()] == [(3, 6, 0), (3, 6, 0)]
-    assert found["sums"]["pass_at"].keys() == {"1", "2"}
+
+    server = ray_session.remote(ChatServer).remote(
+        ChatServerSettings(
+            policy=str(tiny_policy),
+            dtype="float32",
+            max_model_len=512,
+            max_num_seqs=8,
+            tensor_parallel=1,
+            kv_cache_mb=64,
+            gpu_memory_utilization=0.5,
+            start_timeout_s=300.0,
+            on_gpu=False,
+        ),
+        local=True,
+    )
+    address = ray_session.get(server.ready.remote())
+    monkeypatch.setenv("MODEL_KEY", address.key)
+    behind = ("--endpoint", address.url, "--model", address.model, "--api-key-env", "MODEL_KEY")
+    assert main([str(each) for each in (*asked, *behind, "--out", tmp_path / "server")]) == 0
+    ray_session.kill(server)
+
+    for out in ("engine", "server"):
+        found = json.loads((tmp_path / out / "results.json").read_text())["benchmarks"]
+        assert [(each["tasks"], each["answered"], each["lost"]) for each in found.values()] == [(3, 3, 0), (3, 3, 0)]
+    for name in ("sums", "instructions"):
+        engine, behind_server = (
+            [
+                (row["task_id"], row["text"], row["finish_reason"])
+                for row in iter_rows(tmp_path / out / name, kind="eval")
+            ]
+            for out in ("engine", "server")
+        )
+        assert engine == behind_server and any(text.endswith("e") for text, _ in engine)
