@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -32,6 +33,27 @@ def test_the_run_folder_has_what_people_look_for(undisturbed: Path) -> None:
 def test_every_trajectory_knows_the_version_that_wrote_it(undisturbed: Path) -> None:
     versions = [{row["policy_version"] for row in rows} for rows in logged(undisturbed, "step")]
     assert versions == [{0}, {1}, {2}, {3}]
+
+
+def test_every_row_says_what_made_it_and_what_was_made_of_it(undisturbed: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for step in range(1, STEPS + 1):
+        rows = pq.read_table(undisturbed / "trajectories" / f"step_{step:06d}.parquet").to_pylist()
+        assert len(rows) == 16 == len({row["seed"] for row in rows})
+        for row in rows:
+            assert [name for name, value in row.items() if value is None] == ["unscored_reason"]
+            assert (row["step"], row["policy_version"], row["sampling"]["max_tokens"]) == (step, step - 1, 24)
+            lengths = [len(row[name]) for name in ("completion_mask", "rollout_logprobs", "learner_logprobs")]
+            assert lengths == [len(row["completion_token_ids"])] * 3
+            apart = np.subtract(row["learner_logprobs"], row["rollout_logprobs"])[row["completion_mask"]]
+            assert np.abs(apart).max() < 1e-3
+            assert row["prompt_token_ids"] and json.loads(row["messages"])[-1]["role"] == "user"
+            assert row["images"] and all((undisturbed / image["file"]).is_file() for image in row["images"])
+            assert row["finish_reason"] in ("stop", "length") and row["duration_s"] > 0
+            scores = {score["scorer"]: score for score in row["scores"]}
+            assert scores.keys() == {"letters", "answer"}
+            assert all(each["version"] and each["inputs"] and each["outcome"] == "scored" for each in scores.values())
 
 
 def test_engine_and_learner_agree_at_every_step(undisturbed: Path) -> None:
