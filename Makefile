@@ -42,7 +42,7 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Measure the hot paths against their peers; writes bench/bench.json
+bench: $(READY) ## Measure speed, memory and growth, also against peers (40 minutes on two quiet cores); writes bench/
 	$(BIN)/python -m tests.bench
 
 clean: ## Remove caches and build output; keeps .venv and runs/

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Rewards = NDArray[Any]
 Advantages = NDArray[np.float64]
+Sizes = NDArray[np.int64]
 Baseline = Literal["group_mean", "leave_one_out"]
 Scale = Literal["std", "none", "batch"]
 
@@ -39,9 +40,14 @@ def advantages(
     are the sample's (n - 1). Raises ValueError for a group of fewer than two, a reward that is not finite, and an
     unknown ``baseline`` or ``scale``.
     """
-    rewards = [_checked(group, index, ndim=1) for index, group in enumerate(groups)]
-    centred = [_centre(group) * _baseline_factor(baseline, len(group)) for group in rewards]
-    return [group / divisor for group, divisor in zip(centred, _divisors(rewards, scale, epsilon), strict=True)]
+    if not groups:
+        return []
+    rewards, sizes = _joined(groups)
+    starts = np.cumsum(sizes) - sizes
+    centred = _centre_groups(rewards, starts, sizes)
+    factors = _baseline_factors(baseline, sizes) / _divisors(rewards, centred, starts, sizes, scale, epsilon)
+    scaled = centred * np.repeat(factors, sizes)
+    return [scaled[start : start + size] for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
 
 def per_reward_advantages(
@@ -109,21 +115,40 @@ def _centre(rewards: Advantages) -> Advantages:
     return shifted
 
 
-def _baseline_factor(baseline: Baseline, size: int) -> float:
+def _joined(groups: Sequence[Rewards]) -> tuple[Advantages, Sizes]:
+    """All rewards [sample] one group after the other, and the size of each group: a loop over groups would cost more
+    than the arithmetic."""
+    sizes = np.array([len(group) for group in groups])
+    flat = np.concatenate(groups, dtype=np.float64)
+    if flat.ndim != 1 or sizes.min() < 2 or not np.isfinite(flat).all():
+        for index, group in enumerate(groups):
+            _checked(group, index, ndim=1)  # says which of them it is
+    return flat, sizes
+
+
+def _centre_groups(rewards: Advantages, starts: Sizes, sizes: Sizes) -> Advantages:
+    shifted: Advantages = rewards - np.repeat(rewards[starts], sizes)
+    shifted -= np.repeat(np.add.reduceat(shifted, starts) / sizes, sizes)
+    return shifted
+
+
+def _baseline_factors(baseline: Baseline, sizes: Sizes) -> Advantages:
     if baseline == "group_mean":
-        return 1.0
+        return np.ones(len(sizes))
     if baseline == "leave_one_out":
-        return size / (size - 1)  # r_i - mean of the others = n / (n - 1) * (r_i - mean of all)
+        return sizes / (sizes - 1)  # r_i - mean of the others = n / (n - 1) * (r_i - mean of all)
     raise ValueError(f"baseline must be 'group_mean' or 'leave_one_out'; got {baseline!r}")
 
 
-def _divisors(groups: list[Advantages], scale: Scale, epsilon: float) -> list[float]:
+def _divisors(
+    rewards: Advantages, centred: Advantages, starts: Sizes, sizes: Sizes, scale: Scale, epsilon: float
+) -> Advantages | float:
     if scale == "none":
-        return [1.0] * len(groups)
+        return 1.0
     if scale == "std":
-        return [_std(group) + epsilon for group in groups]
+        return np.sqrt(np.add.reduceat(np.square(centred), starts) / (sizes - 1)) + epsilon
     if scale == "batch":
-        return [_std(np.concatenate(groups)) + epsilon] * len(groups) if groups else []
+        return _std(rewards) + epsilon
     raise ValueError(f"scale must be 'std', 'none' or 'batch'; got {scale!r}")
 
 

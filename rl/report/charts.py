@@ -99,13 +99,16 @@ def line_chart(
     level: float | None = None,
     logarithmic: bool = False,
     span: tuple[float, float] | None = None,
+    axis: str = "step",
     size: Size = SMALL,
 ) -> Markup:
-    """Curves over steps. ``bounds`` are what a value can be at all; ``level`` is drawn across, to compare with;
-    ``span`` are the steps that the axis shows, those of the curves where it is None."""
+    """Curves over steps, or what else ``axis`` names. ``bounds`` are what a value can be at all; ``level`` is drawn
+    across, to compare with; ``span`` are the steps that the axis shows, those of the curves where it is None."""
     drawn = [replace(one, points=_thin(one.points)) for one in series]
-    plot = _line_plot(drawn, unit=unit, bounds=bounds, level=level, logarithmic=logarithmic, span=span, size=size)
-    return _svg(title, drawn, plot, unit=unit, size=size)
+    plot = _line_plot(
+        drawn, unit=unit, bounds=bounds, level=level, logarithmic=logarithmic, span=span, axis=axis, size=size
+    )
+    return _svg(title, drawn, plot, unit=unit, axis=axis, size=size)
 
 
 def _line_plot(
@@ -116,6 +119,7 @@ def _line_plot(
     level: float | None,
     logarithmic: bool,
     span: tuple[float, float] | None,
+    axis: str,
     size: Size,
 ) -> Plot:
     values = [value for one in series for _, value in one.points if math.isfinite(value)]
@@ -125,7 +129,7 @@ def _line_plot(
     across = (
         element("line", class_="level", x1=x.start, x2=x.end, y1=y(level), y2=y(level)) if level is not None else ""
     )
-    return Plot(x, y, join(_axes(x, y, unit=unit), across, *(_curve(one, x, y) for one in series)))
+    return Plot(x, y, join(_axes(x, y, unit=unit, axis=axis), across, *(_curve(one, x, y) for one in series)))
 
 
 def stacked_chart(
@@ -164,7 +168,7 @@ class Plot:
     marks: Markup
 
 
-def _svg(title: str, series: Sequence[Series], plot: Plot, *, unit: str, size: Size) -> Markup:
+def _svg(title: str, series: Sequence[Series], plot: Plot, *, unit: str, size: Size, axis: str = "step") -> Markup:
     return element(
         "svg",
         plot.marks,
@@ -172,23 +176,23 @@ def _svg(title: str, series: Sequence[Series], plot: Plot, *, unit: str, size: S
         class_="chart",
         viewBox=f"0 0 {size.width:g} {size.height:g}",
         role="img",
-        aria_label=_spoken(title, series, unit),
-        data_readings=_readings(series, plot.x, unit=unit, size=size),
+        aria_label=_spoken(title, series, unit, axis=axis),
+        data_readings=_readings(series, plot.x, unit=unit, axis=axis, size=size),
     )
 
 
-def _spoken(title: str, series: Sequence[Series], unit: str) -> str:
+def _spoken(title: str, series: Sequence[Series], unit: str, *, axis: str) -> str:
     """What a screen reader says of a chart: where each curve begins and where it ends."""
     ends = [
-        f"{one.label} {format_value(one.points[0][1], unit)} at step {one.points[0][0]:g}, "
-        f"{format_value(one.points[-1][1], unit)} at step {one.points[-1][0]:g}"
+        f"{one.label} {format_value(one.points[0][1], unit)} at {axis} {one.points[0][0]:g}, "
+        f"{format_value(one.points[-1][1], unit)} at {axis} {one.points[-1][0]:g}"
         for one in series
         if one.points
     ]
     return f"{title}: {'; '.join(ends)}"
 
 
-def _readings(series: Sequence[Series], x: Scale, *, unit: str, size: Size) -> str:
+def _readings(series: Sequence[Series], x: Scale, *, unit: str, axis: str, size: Size) -> str:
     """What the pointer reads: the steps, their places, and each curve's value there as text."""
     steps = sorted({step for one in series for step, _ in one.points})
     curves = [
@@ -200,7 +204,8 @@ def _readings(series: Sequence[Series], x: Scale, *, unit: str, size: Size) -> s
         for one in series
         for by_step in [dict(one.points)]
     ]
-    readings = {"width": size.width, "steps": steps, "places": [round(x(step), 1) for step in steps], "curves": curves}
+    places = [round(x(step), 1) for step in steps]
+    readings = {"width": size.width, "axis": axis, "steps": steps, "places": places, "curves": curves}
     return json.dumps(readings, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -230,7 +235,7 @@ def _cross(x: float, y: float) -> Markup:
     return element("path", element("title", "not a finite number"), d=path, class_="broken")
 
 
-def _axes(x: Scale, y: Scale, *, unit: str) -> Markup:
+def _axes(x: Scale, y: Scale, *, unit: str, axis: str = "step") -> Markup:
     rules = [element("line", class_="rule", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick)) for tick in y.ticks]
     labels = [
         element("text", _tick_text(tick, y, unit), class_="tick", x=x.start - 7, y=y(tick) + 3.6, text_anchor="end")
@@ -240,7 +245,7 @@ def _axes(x: Scale, y: Scale, *, unit: str) -> Markup:
     steps = [
         element("text", f"{tick:,.0f}", class_="tick", x=x(tick), y=below, text_anchor="middle") for tick in x.ticks
     ]
-    name = element("text", "step", class_="tick", x=(x.start + x.end) / 2, y=below + 17, text_anchor="middle")
+    name = element("text", axis, class_="tick", x=(x.start + x.end) / 2, y=below + 17, text_anchor="middle")
     return join(*rules, *labels, *steps, name)
 
 

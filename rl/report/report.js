@@ -57,7 +57,7 @@ function readUnderPointer(chart) {
     cursor.setAttribute("x1", readings.places[at]);
     cursor.setAttribute("x2", readings.places[at]);
     const heading = document.createElement("strong");
-    heading.textContent = `step ${readings.steps[at]}`;
+    heading.textContent = `${readings.axis} ${readings.steps[at]}`;
     const rows = readings.curves
       .filter((curve) => curve.values[at] !== null)
       .map((curve) => row(curve.colour, curve.label, curve.values[at]));

@@ -1,4 +1,4 @@
-"""What the trajectory store costs: the time to log a step, its size, the rate of a replay, the time of a page."""
+"""What the trajectory store costs: the time to log a step, its size on the disk, and the rate of a replay."""
 
 from __future__ import annotations
 
@@ -16,21 +16,13 @@ from PIL import Image
 
 from rl.replay.rescore import replay
 from rl.types import EncodedImage
-from rl.view.index import TrajectoryIndex
-from rl.view.pages import trajectories_page
-from rl.view.query import Query
-from rl.view.runs import find_runs
 from rollouts.images import encode
 from rollouts.log import LoggedStep, write_step
-from tests.bench.peers import TURNS, Line, compare, show
-from tests.made_up_log import GROUP_SIZE, a_step, write_made_up
+from tests.bench.harness import Figure, Part, faster, interleaved, seconds_table, spread, timed
+from tests.made_up_log import GROUP_SIZE, a_step
 
 GROUPS = 16  # 128 trajectories, a step of the quickstart
 REPLAYED_STEPS = 4
-VIEWED_ROWS = 100_000
-ALLOWED = 0.02  # of the time of a step
-
-Measured = dict[str, float]
 
 
 def writers(folder: Path, *, calls: int) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -74,8 +66,8 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def measure_sizes_and_replay() -> Measured:
-    """Megabytes per 1,000 trajectories, and trajectories a second of a replay with the verifiable answer."""
+def sizes_and_replay() -> tuple[float, float]:
+    """Megabytes per 1,000 trajectories, and trajectories/s of a replay with the verifiable answer on one core."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(REPLAYED_STEPS):
@@ -87,49 +79,30 @@ def measure_sizes_and_replay() -> Measured:
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             replay(folder / "run", folder / "out", rewards=rewards, workers=1)
         seconds = time.perf_counter() - began
-        return {
-            "store_mb_per_1000_trajectories": written.stat().st_size / rows / 1e3,
-            "replay_trajectories_per_s": REPLAYED_STEPS * rows / seconds,
-        }
+        return written.stat().st_size / rows / 1e3, REPLAYED_STEPS * rows / seconds
 
 
-def measure_view() -> Measured:
-    """Seconds of the pages over 100,000 trajectories: the first one, which reads their columns, and others."""
-    with tempfile.TemporaryDirectory() as name:
-        write_made_up(Path(name), rows=VIEWED_ROWS)
-        index = TrajectoryIndex(find_runs([Path(name)]))
-        asked = {
-            "view_first_page_s": Query(),
-            "view_filter_s": Query(reward_min=0.5, sort="reward-low"),
-            "view_text_s": Query(text="finding 77 "),
-            "view_next_page_s": Query(text="finding 77 ", page=2),
-        }
-        return {key: _seconds(trajectories_page, index, query) for key, query in asked.items()}
-
-
-def _seconds(call: Callable[..., object], *arguments: object) -> float:
-    began = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - began
-
-
-def compare_logging() -> Line:
-    """A step of 128 trajectories with 16 images that are new."""
+def measure(*, turns: int, quick: bool) -> Part:
     with tempfile.TemporaryDirectory() as folder:
-        ours, json_lines = writers(Path(folder), calls=TURNS + 1)
-        return compare("log a step of 128 trajectories", ours, "the rows as JSON lines", json_lines)
-
-
-def measure() -> Measured:
-    """Every number, printed in a sentence."""
-    logging = compare_logging()
-    show([logging])
-    viewed = measure_view()
-    print(f"medrl view, {VIEWED_ROWS:,} trajectories: " + ", ".join(f"{name} {s:.2f}" for name, s in viewed.items()))
-    store = viewed | measure_sizes_and_replay() | {"log_step_s": logging.ours_s, "log_step_ratio": logging.ratio}
-    print(
-        f"trajectory store: {store['store_mb_per_1000_trajectories']:.2f} MB per 1,000 trajectories; logging stays "
-        f"within {ALLOWED:.0%} of steps of {logging.ours_s / ALLOWED:.1f} s and more; a replay scores "
-        f"{store['replay_trajectories_per_s']:,.0f} trajectories/s on one core"
+        ours, json_lines = writers(Path(folder), calls=turns + 1)
+        seconds = interleaved({"medrl": timed(ours), "JSON lines": timed(json_lines)}, turns=turns)
+    stored = [sizes_and_replay() for _ in range(turns)]
+    return Part(
+        config={"trajectories": GROUPS * GROUP_SIZE, "images": GROUPS, "replayed_steps": REPLAYED_STEPS},
+        figures=[
+            Figure(
+                what="Log a step of 128 trajectories with 16 new images: times as fast as the rows as JSON lines",
+                value=faster(seconds, ours="medrl", than="JSON lines"),
+                note="which hold no images, and are synced as well",
+            ),
+            Figure(what="Log a step", value=spread(seconds["medrl"]), unit="s", better="lower"),
+            Figure(
+                what="Trajectory store per 1,000 trajectories",
+                value=spread([megabytes for megabytes, _ in stored]),
+                unit="MB",
+                better="lower",
+            ),
+            Figure(what="Replay on one core", value=spread([rate for _, rate in stored]), unit="trajectories/s"),
+        ],
+        tables=[seconds_table("Seconds to log a step", seconds)],
     )
-    return store

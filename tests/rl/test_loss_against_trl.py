@@ -4,6 +4,7 @@ Its loss is called on a bare object. Its advantages and its rollout correction a
 that generates, so those lines of its source are run by themselves.
 """
 
+import functools
 import inspect
 import textwrap
 from types import SimpleNamespace
@@ -183,15 +184,21 @@ def test_dual_clip_equals_trl(seed):
     assert_same(ours.loss, theirs, batch.logprobs)
 
 
-def run_trl_lines(first, last, **names):
-    """Run the lines of TRL's generation from the one that holds ``first`` up to the one before ``last``."""
+@functools.cache
+def trl_lines(first, last):
+    """The lines of TRL's generation from the one that holds ``first`` up to the one before ``last``, and its names."""
     from trl.trainer import grpo_trainer
 
     source = inspect.getsource(grpo_trainer.GRPOTrainer._generate_and_score_completions)
     start = source.rindex("\n", 0, source.index(first)) + 1
     end = source.rindex("\n", 0, source.index(last, start))
-    names = vars(grpo_trainer) | names
-    exec(textwrap.dedent(source[start:end]), names)
+    return compile(textwrap.dedent(source[start:end]), grpo_trainer.__file__, "exec"), vars(grpo_trainer)
+
+
+def run_trl_lines(first, last, **names):
+    lines, around = trl_lines(first, last)
+    names = around | names
+    exec(lines, names)
     return names
 
 
