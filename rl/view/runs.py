@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,15 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise LogError(f"{folder} is not a folder; name runs, replays, evaluations, or a folder that holds some")
-        below = list(_below(folder.resolve(), depth=_DEPTH))
+        whole = Path(os.path.abspath(folder))  # a link keeps the name that it was given
+        below = list(_below(whole, depth=_DEPTH))
         if not below:
             raise LogError(
                 f"{folder} holds neither trajectories/*.parquet nor metrics.jsonl, nor do the folders in it "
                 f"({_listed(folder)}); is it the folder of a run, a replay or an evaluation?"
             )
         for path in below:
-            inside = path.relative_to(folder.resolve())
+            inside = path.relative_to(whole)
             found.setdefault(path, str(inside) if inside.parts else path.name)
     return _unique(found)
 

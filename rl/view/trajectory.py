@@ -155,7 +155,7 @@ def _tool_calls(item: Item) -> Markup:
         element(
             "li",
             element("p", element("b", call.name), "" if call.ok else element("span", " failed", class_="failure")),
-            element("pre", json.dumps(call.arguments, indent=1, ensure_ascii=False)),
+            element("pre", json.dumps(dict(call.arguments), ensure_ascii=False)),
             element("pre", call.result, class_="result"),
         )
         for call in calls
