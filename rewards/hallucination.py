@@ -30,7 +30,7 @@ from rewards.claims.measurements import MeasurementClaims
 from rewards.claims.quotes import QuoteClaims
 from rewards.claims.regions import RegionClaims
 from rewards.claims.tools import ToolClaims
-from rewards.judge import Judge
+from rewards.judge import JUDGED_BY, Judge
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
 from rewards.trace import MAX_TEXT_CHARS
 from rl.errors import ConfigError
@@ -91,10 +91,7 @@ class HallucinationScorer(Scorer):
         "rewards.cue_lexicon",
         "rewards.claims.findings",
         "rewards.claims.free",
-        "rewards.judge",
-        "rewards.judges.chat",
-        "rewards.judges.client",
-        "rewards.judges.prompt",
+        *JUDGED_BY,
         "rewards.claims.measurements",
         "rewards.quantity",
         "rewards.claims.quotes",

@@ -30,6 +30,8 @@ from rl.errors import ConfigError
 
 T = TypeVar("T")
 
+JUDGED_BY = ("rewards.judge", "rewards.judges.chat", "rewards.judges.client", "rewards.judges.prompt")
+"""The modules that a judge's verdict depends on, for the ``depends_on`` of a scorer that asks one."""
 UNVERSIONED = {"versioned": False}
 """Marks the fields that say where and how fast a judge answers, and not what."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rewards.judge import Judge
+from rewards.judge import JUDGED_BY, Judge
 from rewards.rubrics.file import Criterion, load_rubric, parse_criteria
 from rewards.rubrics.judged import Shown, agreement, judge_criteria
 from rewards.rubrics.rules import Hit, RuleReader
@@ -58,10 +58,7 @@ class RubricScorer(Scorer):
         "rewards.claims.claim",
         "rewards.clinical_text",
         "rewards.cue_lexicon",
-        "rewards.judge",
-        "rewards.judges.chat",
-        "rewards.judges.client",
-        "rewards.judges.prompt",
+        *JUDGED_BY,
         "rewards.claims.measurements",
         "rewards.quantity",
         "rewards.rubrics.file",

@@ -223,11 +223,13 @@ def _disagreement_lines(paired: Paired, labels: Labels, *, what: str, paint: Pai
         return abs((each.label - labels.low) / (labels.high - labels.low) - each.value)
 
     yield paint("largest disagreements", "bold")
-    for each in sorted(paired.pairs, key=gap, reverse=True)[:SHOWN_DISAGREEMENTS]:
-        if gap(each) > 0:
-            yield from wrapped(f"{shortened(each.id, 40)}: label {each.label:g}, {what} {each.value:.3f}", indent="  ")
-            for name, reason in each.reasons.items():
-                yield from wrapped(shortened(f"{name} {reason}", 240), indent="    ", hanging="      ")
+    apart = sorted((each for each in paired.pairs if gap(each) > 0), key=gap, reverse=True)
+    if not apart:
+        yield "  none"
+    for each in apart[:SHOWN_DISAGREEMENTS]:
+        yield from wrapped(f"{shortened(each.id, 40)}: label {each.label:g}, {what} {each.value:.3f}", indent="  ")
+        for name, reason in each.reasons.items():
+            yield from wrapped(shortened(f"{name} {reason}", 240), indent="    ", hanging="      ")
 
 
 def _measure(

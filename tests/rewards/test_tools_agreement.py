@@ -178,3 +178,8 @@ def test_the_report_fits_on_80_columns_and_begins_with_the_largest_disagreement(
     assert "mean value - mean label, in [0, 1]  -0.250" in said
     assert said.index("  1: label 5, answer 0.000") < said.index("  2: label 3, answer 0.750")
     assert "  0: label" not in said
+
+
+def test_where_nothing_disagrees_the_report_says_so() -> None:
+    lines = list(report_lines(paired([0, 1], [0.0, 1.0]), BINARY, scorer=None, threshold=0.5, paint=Paint()))
+    assert lines[-2:] == ["largest disagreements", "  none"]
