@@ -8,7 +8,7 @@ READY  := $(VENV)/ready
 TYPED  := rl rewards rollouts policies entities
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast lint format bench clean
+.PHONY: help install quickstart test test-fast lint format bench bench-gpu clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(READY) ## Format the code and mend what ruff can mend
 
 bench: $(READY) ## Measure speed, memory and growth, also against peers (40 minutes on two quiet cores); writes bench/
 	$(BIN)/python -m tests.bench
+
+bench-gpu: $(READY) ## Measure packing and its attention on a GPU, against the plain path and TRL; writes bench/gpu.json
+	$(BIN)/python -m tests.bench.gpu
 
 clean: ## Remove caches and build output; keeps .venv and runs/
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

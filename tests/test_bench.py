@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -119,3 +121,16 @@ def test_broken_scorers_cost_innocent_trajectories_nothing() -> None:
     for row in asyncio.run(medrl_rows((6,), deadline_s=1.0)):
         assert row["scored"] == row["innocent"] == 58
         assert row["next batch scored"] == 64
+
+
+@pytest.mark.slow
+def test_the_measurement_for_gpus_runs_on_the_cpu(tmp_path: Path) -> None:
+    """In a process of its own: it builds a learner, which joins a process group."""
+    repository = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.gpu", "--device", "cpu", "--quick"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | repository, capture_output=True, text=True, timeout=540
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "packed, sdpa over plain" in ran.stdout and "packed, sdpa over TRL" in ran.stdout
+    assert "Largest difference of a logprob from the plain path's" in ran.stdout

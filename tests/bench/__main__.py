@@ -31,6 +31,7 @@ LIMITS_S: Mapping[str, float] = {
     "view": 180,
     "generation": 300,
     "learner": 900,
+    "publication": 300,
     "step": 1200,
     "cold_start": 900,
     "growth": 900,

@@ -33,14 +33,16 @@ def trl_rows(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     return [{"prompt": conversation(task), "images": [image.decode() for image in task.images]} for task in tasks]
 
 
-def grpo_config(folder: Path, *, group_size: int, completion_tokens: int, **fields: Any) -> Any:
+def grpo_config(
+    folder: Path, *, group_size: int, completion_tokens: int, device: str = "cpu", dtype: str = "float32", **fields: Any
+) -> Any:
     """TRL's settings for the same algorithm: token-mean clipped surrogate, no reference, nothing logged or saved."""
     from trl import GRPOConfig
 
     return GRPOConfig(
         output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=device == "cpu",
+        bf16=dtype == "bfloat16",
         gradient_checkpointing=False,
         num_generations=group_size,
         max_completion_length=completion_tokens,
@@ -65,14 +67,23 @@ class TrlUpdate:
     The inputs are built once and by its own code: padded prompts, the pictures of a group once per trajectory.
     """
 
-    def __init__(self, policy_path: Path, batch: TrainBatch, tasks: Sequence[Task], *, learning_rate: float) -> None:
+    def __init__(
+        self,
+        policy_path: Path,
+        batch: TrainBatch,
+        tasks: Sequence[Task],
+        *,
+        learning_rate: float,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
         from datasets import Dataset
         from trl.trainer import grpo_trainer
 
         warnings.simplefilter("ignore")  # about versions of vLLM, which is not used here
         group_size = len(batch.samples) // len(tasks)
         completion_tokens = max(len(s.token_ids) - s.prompt_length for s in batch.samples)
-        model, processor = load_policy(str(policy_path))
+        model, processor = load_policy(str(policy_path), dtype=dtype)
         rows = [row for row in trl_rows(tasks) for _ in range(group_size)]
         self.module = grpo_trainer
         self.trainer = _given(batch)(
@@ -84,6 +95,8 @@ class TrlUpdate:
                 completion_tokens=completion_tokens,
                 per_device_train_batch_size=len(rows),
                 learning_rate=learning_rate,
+                device=device,
+                dtype=dtype,
             ),
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
             processing_class=processor,
@@ -91,7 +104,7 @@ class TrlUpdate:
         self.trainer.create_optimizer()
         model.train()
         self.inputs = self.trainer._generate_and_score_completions(rows)
-        self.inputs["advantages"] = torch.tensor([sample.advantage for sample in batch.samples])
+        self.inputs["advantages"] = torch.tensor([sample.advantage for sample in batch.samples], device=device)
         self.grad_norm = 0.0
         self.rows_at_a_time = self._fastest(len(rows))
 
