@@ -161,7 +161,7 @@ def _same(given: str, token: str) -> bool:
 
 
 def _local(path: str) -> str:
-    """The path on this server: ``//elsewhere`` would be another one."""
+    """The path on this server: to a browser ``//elsewhere`` and ``/\\elsewhere`` are another one."""
     return "/" + path.lstrip("/\\")
 
 
