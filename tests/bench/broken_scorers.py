@@ -26,6 +26,7 @@ SCORES = 64
 BROKEN = (1, 6, 16)
 DEADLINE_S = 5.0
 WORK_S = 0.05  # what an innocent score takes
+VERL_WORK_S = 1.0  # the same at verl, whose 64 processes run at once: all must be at work when the crash comes
 PATIENCE_S = 20.0  # for a framework that has no deadline of its own
 
 
@@ -206,9 +207,12 @@ print(f"{innocent.count(0.0)} of {len(innocent)} innocent scores are set to 0", 
 
 
 def verl_rows(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """verl's manager that scores in parallel processes; a hang it would wait 300 s for."""
+    """verl's manager that scores in parallel processes; a hang it would wait 300 s for.
+
+    A crash breaks the pool: what was done before keeps its score, all else is set to 0.
+    """
     for count in (0, *counts):
-        said = _run(_VERL, str(WORK_S), *texts("exit", count), patience_s=300.0, PYTHONPATH=str(FOLDER))
+        said = _run(_VERL, str(VERL_WORK_S), *texts("exit", count), patience_s=300.0, PYTHONPATH=str(FOLDER))
         yield f"verl 0.9.1, PrimeRewardManager: {_broken('exit' if count else 'fine', count)}", said
 
 
