@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import tempfile
@@ -130,7 +129,6 @@ def contexts(name: str, sides_px: Sequence[int]) -> Growth:
     for side_px in sides_px:
         tasks = picture_tasks(1, side_px=side_px)
         batch = random_batch(tasks, trained.processor, group_size=8, completion_tokens=64)
-        gc.collect()
         before_mb = reset_peak()
         trained.update(batch)
         points.append((float(batch.samples[0].prompt_length), peak_mb() - before_mb))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import itertools
 import tempfile
 import time
@@ -133,7 +132,6 @@ async def _step(size: Size, pool: RolloutPool, rewards: RewardPool, folder: Path
     asked = make_requests(
         tasks, kind="train", step=number, first=0, num_samples=size.group_size, sampling=sampling, seed=0
     )
-    gc.collect()
     before_mb = reset_peak()
     began = time.perf_counter()
     collected = await collect(asked, pool=pool, rewards=rewards)
@@ -176,7 +174,6 @@ def updates(ladders: Ladders, *, quick: bool) -> Iterator[tuple[str, Rows]]:
             )
 
             def update(batch: Any = batch) -> dict[str, float]:
-                gc.collect()
                 before_mb = reset_peak()
                 began = time.perf_counter()
                 trained.update(batch)
