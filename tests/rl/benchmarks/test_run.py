@@ -345,10 +345,7 @@ def test_a_policy_answers_the_same_in_an_engine_and_behind_a_server(
         assert [(each["tasks"], each["answered"], each["lost"]) for each in found.values()] == [(3, 3, 0), (3, 3, 0)]
     for name in ("sums", "instructions"):
         engine, behind_server = (
-            [
-                (row["task_id"], row["text"], row["finish_reason"])
-                for row in iter_rows(tmp_path / out / name, kind="eval")
-            ]
+            [(row["text"], row["finish_reason"]) for row in iter_rows(tmp_path / out / name, kind="eval")]
             for out in ("engine", "server")
         )
         assert engine == behind_server and any(text.endswith("e") for text, _ in engine)
