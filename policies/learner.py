@@ -6,9 +6,10 @@ ranks nor the cut into micro-batches changes the update.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from policies.attention import use_packed_attention
 from policies.contract import Gradient, Gradients, LearnerSettings, RankUpdate, Weights
 from policies.learner_state import load_state, save_state
-from policies.logprobs import chunk_count, token_logprobs
+from policies.logprobs import chunk_count
 from policies.packing import MicroBatch, MicroBatchBuilder
+from policies.policy_model import HEAD_CHUNK_TOKENS, PolicyModel
+from policies.reference import FrozenReference
 from policies.rows import Row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
@@ -30,37 +33,6 @@ from rl.types import TrainBatch, TrainSample
 
 LossFunction = Callable[..., Any]
 """`rl.loss.policy_loss` with its settings bound: see there for what it takes and returns."""
-
-HEAD_CHUNK_TOKENS = 1024
-
-
-class PolicyModel(torch.nn.Module):
-    """The policy as DeepSpeed sees it: a micro-batch in, logprobs and entropies of its trained tokens out."""
-
-    def __init__(self, model: Any, *, temperature: float, entropy_gradient: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
-        self.entropy_gradient = entropy_gradient
-
-    def forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Float32 [loss_token] each."""
-        causal = base_model(self.model)
-        dtype = next(causal.parameters()).dtype
-        inputs = {
-            name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-            for name, value in micro.model_inputs.items()
-        }
-        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
-        return token_logprobs(
-            hidden.flatten(0, 1)[micro.predictors],
-            micro.targets,
-            head=causal.get_output_embeddings(),
-            temperature=self.temperature,
-            chunk_tokens=HEAD_CHUNK_TOKENS,
-            min_chunks=micro.head_chunks,
-            entropy_gradient=self.entropy_gradient,
-        )
 
 
 class Learner:
@@ -80,16 +52,22 @@ class Learner:
         self.builder = MicroBatchBuilder(
             model.model, self.processor, kernel=settings.attention if settings.packing else None
         )
-        reference = model if settings.with_reference and not settings.lora_rank else None
-        self.reference = self._frozen_copy(reference) if reference is not None else None
+        self.reference: FrozenReference | None = None
+        if settings.with_reference and not settings.lora_rank:
+            frozen = PolicyModel(copy.deepcopy(model), temperature=settings.temperature, entropy_gradient=False)
+            self.reference = FrozenReference(frozen, self.builder, settings.micro_batch_tokens, device=self.device)
         self.engine = self._engine(self._trainable(model))
         self.steps = 0
         self.publisher = Publisher()
 
-    def update(self, batch: TrainBatch) -> RankUpdate:
-        """One optimizer step per mini-batch. Raises LearnerError where the loss is not finite."""
+    def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> RankUpdate:
+        """One optimizer step per mini-batch; ``reference`` has what `reference_logprobs` gave for some groups already.
+
+        Raises LearnerError where the loss is not finite.
+        """
         minibatches = [self._minibatch(placed) for placed in self._cut(batch.samples)]
         totals = _Totals()
+        known = dict(reference or {})
         # With several optimizer steps the later ones are off-policy: what they compare with is computed beforehand.
         old = [
             [self._detached_logprobs(micro) if len(minibatches) > 1 else None for micro in minibatch.micros]
@@ -98,7 +76,7 @@ class Learner:
         for minibatch, old_logprobs in zip(minibatches, old, strict=True):
             learning_rate = self._set_learning_rate()
             for micro, old_of_micro in zip(minibatch.micros, old_logprobs, strict=True):
-                new = self._backward(micro, old_of_micro, minibatch, totals)
+                new = self._backward(micro, old_of_micro, minibatch, totals, known)
                 if micro.weight:
                     before = new if old_of_micro is None else old_of_micro
                     totals.logprobs |= minibatch.by_place(micro, before)
@@ -126,6 +104,11 @@ class Learner:
             if micro.weight:
                 found |= minibatch.by_place(micro, new)
         return found
+
+    def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
+        """See `FrozenReference.group_logprobs`; no other rank takes part."""
+        assert self.reference is not None
+        return self.reference.group_logprobs(samples)
 
     def gradients(
         self, batch: TrainBatch, *, by_sample: bool, variants: Sequence[tuple[TrainBatch, LossFunction]]
@@ -199,12 +182,6 @@ class Learner:
         model.train()
         return PolicyModel(model, temperature=settings.temperature, entropy_gradient=settings.entropy_gradient)
 
-    def _frozen_copy(self, model: Any) -> PolicyModel:
-        import copy
-
-        frozen = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
-        return PolicyModel(frozen, temperature=self.settings.temperature, entropy_gradient=False)
-
     def _engine(self, policy: PolicyModel) -> Any:
         import deepspeed
 
@@ -236,6 +213,7 @@ class Learner:
         plan = self.builder.plan(rows, ranks=self.ranks, budget_tokens=self.settings.micro_batch_tokens)
         return _MiniBatch(
             micros=[self._build(rows, passes) for passes in zip(*plan, strict=True)],
+            samples=samples,
             places=[place for place, _ in placed],
             loss_tokens=sum(row.loss_tokens for row in rows),
         )
@@ -251,7 +229,12 @@ class Learner:
         ).to(self.device)
 
     def _backward(
-        self, micro: MicroBatch, old_logprobs: torch.Tensor | None, minibatch: _MiniBatch, totals: _Totals
+        self,
+        micro: MicroBatch,
+        old_logprobs: torch.Tensor | None,
+        minibatch: _MiniBatch,
+        totals: _Totals,
+        reference: dict[str, np.ndarray],
     ) -> torch.Tensor:
         """Accumulate the gradient of one pass; returns its logprobs, detached."""
         logprobs, entropy = self.engine(micro)
@@ -263,7 +246,7 @@ class Learner:
             sample_ids=micro.sample_ids,
             global_tokens=minibatch.loss_tokens,
             global_samples=len(minibatch.places),
-            ref_logprobs=self._reference_logprobs(micro),
+            ref_logprobs=self._reference_logprobs(micro, minibatch.samples, reference),
             entropy=entropy,
         )
         if not torch.isfinite(result.loss):
@@ -297,6 +280,7 @@ class Learner:
         """What ``samples`` add to the gradient of ``batch``: float32, one tensor per trained parameter."""
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
         total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in trained]
+        known: dict[str, np.ndarray] = {}
         for micro in self._minibatch(list(enumerate(samples))).micros:
             logprobs, entropy = self.engine.module(micro)
             share = loss(
@@ -307,7 +291,7 @@ class Learner:
                 sample_ids=micro.sample_ids,
                 global_tokens=batch.loss_tokens,
                 global_samples=len(batch.samples),
-                ref_logprobs=self._reference_logprobs(micro),
+                ref_logprobs=self._reference_logprobs(micro, samples, known),
                 entropy=entropy,
             ).loss
             parts = torch.autograd.grad(share, trained, allow_unused=True)
@@ -329,13 +313,15 @@ class Learner:
         return self.engine(micro)[0]
 
     @torch.no_grad()
-    def _reference_logprobs(self, micro: MicroBatch) -> torch.Tensor | None:
-        """Logprobs under the policy that RL started from: a frozen copy, or the base under the adapters. They share the
-        prepared micro-batch; the vision tower runs again, since the copy has its own and adapters may sit in it."""
+    def _reference_logprobs(
+        self, micro: MicroBatch, samples: Sequence[TrainSample], known: dict[str, np.ndarray]
+    ) -> torch.Tensor | None:
+        """Logprobs under the policy that RL started from: a frozen copy, or the base under the adapters, which takes
+        the same micro-batch. The vision tower runs again: the copy has its own, and adapters may sit in it."""
         if not self.settings.with_reference:
             return None
         if self.reference is not None:
-            return self.reference(micro)[0]
+            return self.reference.logprobs(micro, samples, known)
         with self.engine.module.model.disable_adapter():
             return self.engine(micro)[0]
 
@@ -367,14 +353,13 @@ class _MiniBatch:
     """The passes of this rank within one optimizer step, and counts that are global to it."""
 
     micros: list[MicroBatch]
+    samples: list[TrainSample]
     places: list[int]
     loss_tokens: int
 
     def by_place(self, micro: MicroBatch, values: torch.Tensor) -> dict[int, np.ndarray]:
         """Cut flat [loss_token] values into one array per sample, by the sample's place in the batch."""
-        lengths = torch.bincount(micro.sample_ids, minlength=len(micro.indices)).tolist()
-        parts = torch.split(values.cpu(), lengths)
-        return {self.places[index]: part.numpy() for index, part in zip(micro.indices, parts, strict=True)}
+        return {self.places[index]: part for index, part in zip(micro.indices, micro.by_sample(values), strict=True)}
 
 
 class _Totals:

@@ -46,6 +46,11 @@ class MicroBatch:
     head_chunks: int
     weight: float
 
+    def by_sample(self, values: torch.Tensor) -> list[np.ndarray]:
+        """Flat [loss_token] values as one array per sample of ``indices``."""
+        lengths = torch.bincount(self.sample_ids, minlength=len(self.indices)).tolist()
+        return [part.numpy() for part in torch.split(values.cpu(), lengths)]
+
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch with every tensor on ``device``."""
 

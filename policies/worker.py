@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,11 @@ class LearnerWorker:
 
         self.learner = Learner(settings, loss, rank=self.rank, ranks=self.ranks)
 
-    def update(self, batch: TrainBatch) -> RankUpdate:
-        return self.learner.update(batch)
+    def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> RankUpdate:
+        return self.learner.update(batch, reference=reference)
+
+    def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
+        return self.learner.reference_logprobs(samples)
 
     def logprobs(self, samples: Sequence[TrainSample]) -> dict[int, np.ndarray]:
         return self.learner.logprobs(samples)
@@ -86,15 +89,23 @@ class LearnerGroup:
     def __init__(self, workers: Sequence[Any], *, timeout_s: float) -> None:
         self.workers = tuple(workers)
         self.timeout_s = timeout_s
+        self._turn = 0
 
     async def build(self, settings: LearnerSettings, loss: Any) -> None:
         """Build the engine on every rank; ``loss`` is a picklable loss function."""
         (host, port) = await self._wait(self.workers[0].address.remote(), rank=0)
         await self._all("build", settings, loss, host=host, port=port)
 
-    async def update(self, batch: TrainBatch) -> Update:
-        """One optimizer step on ``batch`` per mini-batch."""
-        return merge_updates(await self._all("update", batch))
+    async def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> Update:
+        """One optimizer step on ``batch`` per mini-batch; ``reference`` is what is known of it already."""
+        return merge_updates(await self._all("update", batch, reference=reference))
+
+    async def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
+        """The frozen reference's logprobs of one group, float32 [loss_token] by trajectory id; ranks take turns."""
+        self._turn = (self._turn + 1) % len(self.workers)
+        call = self.workers[self._turn].reference_logprobs.remote(samples)
+        found: dict[str, np.ndarray] = await self._wait(call, rank=self._turn)
+        return found
 
     async def logprobs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
         """Logprobs float32 [loss_token] of the trained tokens of every sample, under the current weights."""

@@ -1,4 +1,4 @@
-"""Generation ahead of the update, never further than the bound on staleness.
+"""What is done ahead: the reference's part of the update, and generation, never further than the bound on staleness.
 
 Step k trains on the learner's version k - 1. Its tokens may be as old as version k - 1 - max_staleness: so it is begun
 as soon as the engines hold that version, and not before. Each step keeps the tasks that it was begun with, however long
@@ -8,13 +8,16 @@ they take: none is dropped for being late, and short completions are not trained
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from rl.batch import train_sample
 from rl.collect import Collected
 from rl.errors import RolloutError
+from rl.timeline import Span
 from rl.types import Group
 
 
@@ -51,6 +54,43 @@ class Ahead:
         for task in self._begun.values():
             task.cancel()
         await asyncio.gather(*self._begun.values(), return_exceptions=True)
+
+
+class EarlyReference:
+    """The reference's logprobs of groups that are done, by a learner that rests while others are still written."""
+
+    def __init__(self, learner: Any) -> None:
+        self._learner = learner
+        self._asked: list[asyncio.Task[dict[str, np.ndarray]]] = []
+        self._spans: list[Span] = []
+
+    def begin(self, group: Group) -> None:
+        """Ask for those of a scored group; one without a baseline is not trained on."""
+        if len(group.scored) >= 2:
+            self._asked.append(asyncio.create_task(self._logprobs(group)))
+
+    async def logprobs(self) -> tuple[dict[str, np.ndarray], list[Span]]:
+        """All that was asked for, by trajectory id, and when the learner was at it."""
+        found: dict[str, np.ndarray] = {}
+        for each in self._asked:
+            found |= await each
+        return found, self._spans
+
+    async def _logprobs(self, group: Group) -> dict[str, np.ndarray]:
+        asked_s = time.time()
+        samples = [train_sample(scored.trajectory, group=0, advantage=0.0) for scored in group.scored]
+        found: dict[str, np.ndarray] = await self._learner.reference_logprobs(samples)
+        began_s = max([asked_s, *(span.ended_s for span in self._spans)])  # the learner takes one after the other
+        self._spans.append(Span(phase="reference", began_s=began_s, ended_s=time.time()))
+        return found
+
+    async def __aenter__(self) -> EarlyReference:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._asked:
+            task.cancel()
+        await asyncio.gather(*self._asked, return_exceptions=True)
 
 
 def check_staleness(groups: Sequence[Group], *, learner_version: int, max_staleness: int) -> None:

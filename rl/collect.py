@@ -6,8 +6,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -39,13 +39,15 @@ class Collected:
     """Groups in the order of their requests, and when they were made.
 
     ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores after them.
-    ``drawn_anew`` are the groups that others were drawn for.
+    ``drawn_anew`` are the groups that others were drawn for, ``ref_logprobs`` what is known
+    of the groups under the reference already, by trajectory id.
     """
 
     groups: list[Group]
     spans: Sequence[Span]
     waits: Sequence[Span]
     drawn_anew: Sequence[Group] = ()
+    ref_logprobs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def waited_s(self, phase: str, *, since_s: float = -math.inf) -> float:
         """Seconds that were waited for ``phase``, of those after a moment."""
@@ -72,9 +74,17 @@ def make_requests(
 
 
 async def collect(
-    requests: Sequence[GenerationRequest], *, pool: Pool, rewards: Rewards, workers: int = 1
+    requests: Sequence[GenerationRequest],
+    *,
+    pool: Pool,
+    rewards: Rewards,
+    workers: int = 1,
+    scored: Callable[[Group], None] | None = None,
 ) -> Collected:
-    """Generate all ``requests`` and score each group as soon as it is complete; requests go round ``workers``."""
+    """Generate all ``requests`` and score each group as soon as it is complete, then call ``scored`` on it.
+
+    Requests go round ``workers``.
+    """
     began_s = time.time()
     worker_of = {request.id: place % workers for place, request in enumerate(requests)}
     written: list[Span] = []
@@ -85,19 +95,19 @@ async def collect(
             now_s = time.time()
             taken_up_s = now_s - trajectories[0].duration_s
             written.append(Span(phase="generate", began_s=taken_up_s, ended_s=now_s, worker=worker_of[request_id]))
-            scoring[request_id] = asyncio.create_task(_score_group(trajectories, rewards))
+            scoring[request_id] = asyncio.create_task(_score_group(trajectories, rewards, scored))
         generated_s = time.time()
         groups = [await scoring[request.id] for request in requests]
     finally:
         for task in scoring.values():
             task.cancel()
     scored_s = time.time()
-    scored = Span(phase="score", began_s=min((span.ended_s for span in written), default=scored_s), ended_s=scored_s)
+    first_s = min((span.ended_s for span in written), default=scored_s)
     waits = [
         Span(phase="generate", began_s=began_s, ended_s=generated_s),
         Span(phase="score", began_s=generated_s, ended_s=scored_s),
     ]
-    return Collected(groups, [*_by_worker(written), scored], waits)
+    return Collected(groups, [*_by_worker(written), Span(phase="score", began_s=first_s, ended_s=scored_s)], waits)
 
 
 def _by_worker(written: Sequence[Span]) -> list[Span]:
@@ -113,8 +123,13 @@ def _by_worker(written: Sequence[Span]) -> list[Span]:
     ]
 
 
-async def _score_group(trajectories: Sequence[Trajectory], rewards: Rewards) -> Group:
-    return group_outcomes(trajectories[0].task, await rewards.score(trajectories))
+async def _score_group(
+    trajectories: Sequence[Trajectory], rewards: Rewards, scored: Callable[[Group], None] | None
+) -> Group:
+    group = group_outcomes(trajectories[0].task, await rewards.score(trajectories))
+    if scored is not None:
+        scored(group)
+    return group
 
 
 def group_outcomes(task: Task, outcomes: Sequence[ScoredTrajectory | Unscored]) -> Group:

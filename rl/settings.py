@@ -108,6 +108,11 @@ def loss_function(config: RunConfig) -> Callable[..., Any]:
     return functools.partial(policy_loss, settings=settings)
 
 
+def has_early_reference(config: RunConfig) -> bool:
+    """Whether the learner rests while groups are written, and holds a reference that is no part of what it trains."""
+    return config.loss.kl_coef > 0 and not config.policy.lora.rank and not config.async_.max_staleness
+
+
 def training_sampling(config: RunConfig) -> SamplingParams:
     sampling = config.sampling
     return SamplingParams(

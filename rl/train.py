@@ -11,7 +11,7 @@ import numpy as np
 
 from policies.contract import Update
 from rl.advantage import has_signal
-from rl.ahead import Ahead, check_staleness, staleness_metrics
+from rl.ahead import Ahead, EarlyReference, check_staleness, staleness_metrics
 from rl.batch import make_train_batch, reward_columns, train_sample
 from rl.checkpoint import save_checkpoint
 from rl.collect import Collected, Rewards, check_unscored, collect, make_requests
@@ -21,7 +21,7 @@ from rl.errors import LearnerError, PublicationError
 from rl.evaluate import evaluate
 from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
-from rl.settings import greedy_sampling, training_sampling
+from rl.settings import greedy_sampling, has_early_reference, training_sampling
 from rl.stopping import Interrupted, unless_stopped
 from rl.timeline import Timeline
 from rl.types import Group, SamplingParams, Task, TrainBatch, WeightsVersion
@@ -84,7 +84,7 @@ class Run:
                 batch = self.train_batch(collected.groups)
                 before = self.published
                 with self.timeline.during("update", step) as updating:
-                    update = await self.learner.update(batch)
+                    update = await self.learner.update(batch, reference=collected.ref_logprobs)
                 await self.publish(step)
                 ahead.published(step)
                 values = self.record(
@@ -109,31 +109,42 @@ class Run:
         spare: list[Group] = []
         rounds: list[Collected] = []
         drawn = self._undone[step] = []
-        for _ in range(config.dynamic_sampling.max_rounds if config.dynamic_sampling.enabled else 1):
-            tasks = self.sampler.next_batch(config.tasks_per_step - len(kept))
-            requests = make_requests(
-                tasks,
-                kind="train",
-                step=step,
-                first=len(drawn),
-                num_samples=config.group_size,
-                sampling=training_sampling(config),
-                seed=config.seed,
-            )
-            drawn.extend(tasks)
-            rounds.append(await collect(requests, pool=self.pool, rewards=self.rewards, workers=len(self.pool.workers)))
-            check_unscored(rounds[-1].groups, max_fraction=config.rewards.max_unscored_fraction)
-            for group in rounds[-1].groups:
-                (kept if self._has_signal(group) else spare).append(group)
-            if len(kept) == config.tasks_per_step:
-                break
+        async with EarlyReference(self.learner) as reference:
+            for _ in range(config.dynamic_sampling.max_rounds if config.dynamic_sampling.enabled else 1):
+                tasks = self.sampler.next_batch(config.tasks_per_step - len(kept))
+                requests = make_requests(
+                    tasks,
+                    kind="train",
+                    step=step,
+                    first=len(drawn),
+                    num_samples=config.group_size,
+                    sampling=training_sampling(config),
+                    seed=config.seed,
+                )
+                drawn.extend(tasks)
+                rounds.append(
+                    await collect(
+                        requests,
+                        pool=self.pool,
+                        rewards=self.rewards,
+                        workers=len(self.pool.workers),
+                        scored=reference.begin if has_early_reference(config) else None,
+                    )
+                )
+                check_unscored(rounds[-1].groups, max_fraction=config.rewards.max_unscored_fraction)
+                for group in rounds[-1].groups:
+                    (kept if self._has_signal(group) else spare).append(group)
+                if len(kept) == config.tasks_per_step:
+                    break
+            ref_logprobs, computing = await reference.logprobs()
         # Without a refill, or where all rounds are spent, groups without signal fill the batch: no sample is lost.
         missing = config.tasks_per_step - len(kept)
         return Collected(
             sorted([*kept, *spare[:missing]], key=_request_id),
-            spans=[span for each in rounds for span in each.spans],
+            spans=[*(span for each in rounds for span in each.spans), *computing],
             waits=[wait for each in rounds for wait in each.waits],
             drawn_anew=spare[missing:],
+            ref_logprobs=ref_logprobs,
         )
 
     def train_batch(self, groups: list[Group]) -> TrainBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
@@ -134,10 +135,9 @@ class Handle:
 
     async def _stream(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Awaitable[Answer]]:
         async for answer in self.worker.generate(requests):
-            yield self._there(answer)
-
-    async def _there(self, answer: Answer) -> Answer:
-        return answer
+            there = asyncio.get_running_loop().create_future()
+            there.set_result(answer)
+            yield there
 
     async def _load(self, weights: Any, *, version: int) -> None:
         self.worker.engine.load_weights({}, version=version)

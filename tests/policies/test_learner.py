@@ -143,8 +143,8 @@ def test_one_rank_makes_the_update_that_plain_torch_makes(
 ) -> None:
     import torch
 
-    from policies.learner import PolicyModel
     from policies.packing import MicroBatchBuilder
+    from policies.policy_model import PolicyModel
     from policies.vlm import load_policy
 
     model, processor = load_policy(settings.policy_path)

@@ -178,7 +178,7 @@ def _update(
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
     """Logprobs by place and the gradient summed over all passes of all ranks, which take their turns."""
     from policies.attention import use_packed_attention
-    from policies.learner import PolicyModel
+    from policies.policy_model import PolicyModel
 
     model, processor = policy
     model.config.get_text_config()._attn_implementation = "sdpa"

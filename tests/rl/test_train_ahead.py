@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,17 @@ class Learner:
         self.engine, self.update_s = engine, update_s
         self.version = 0
         self.steps_meanwhile: list[int] = []
+        self.asked_at: list[int] = []
+        self.known: list[bool] = []
 
-    async def update(self, batch: TrainBatch) -> Update:
+    async def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
+        self.asked_at.append(self.engine.steps)
+        await asyncio.sleep(0)
+        return {sample.trajectory_id: np.zeros(int(sample.loss_mask.sum()), np.float32) for sample in samples}
+
+    async def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray]) -> Update:
         assert batch.policy_version == self.version
+        self.known.append(set(reference) == {sample.trajectory_id for sample in batch.samples})
         before = self.engine.steps
         await asyncio.sleep(self.update_s)
         self.steps_meanwhile.append(self.engine.steps - before)
@@ -76,6 +84,7 @@ class Loop:
         *,
         max_staleness: int,
         update_s: float = 0.02,
+        kl_coef: float = 0.0,
     ) -> None:
         self.folder = folder
         self.engine = FakeEngine(max_num_seqs=4, step_s=0.001)
@@ -83,6 +92,7 @@ class Loop:
         self.stop = asyncio.Event()
         config = RunConfig(max_steps=STEPS, tasks_per_step=4, group_size=2)
         config.async_.max_staleness = max_staleness
+        config.loss.kl_coef = kl_coef
         config.evaluation.every_steps = 3
         config.checkpoint.every_steps = 2
         self.tasks = tuple(a_task(f"t{number}", extra={"lengths": [3 + number % 5, 6]}) for number in range(40))
@@ -211,3 +221,24 @@ async def test_the_timeline_shows_generation_beside_the_update(tmp_path: Path, m
             phases[step + 1]["generate"].began_s < phases[step]["update"].ended_s for step in range(1, STEPS)
         ]
         assert began_ahead == [bool(max_staleness)] * (STEPS - 1)
+
+
+async def test_a_resting_learner_computes_the_reference_of_what_is_done_while_others_are_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path, monkeypatch, max_staleness=0, kl_coef=0.1)
+    await loop.to_the_end()
+    assert loop.learner.known == [True] * STEPS  # nothing of it is left to the update
+    # Four groups a step, two at a time: the first of a step is asked for before the engine has written the last.
+    firsts, lasts = loop.learner.asked_at[::4], loop.learner.asked_at[3::4]
+    assert len(firsts) == STEPS and all(first < last for first, last in zip(firsts, lasts, strict=True))
+    phases = [span.phase for span in read_timeline(tmp_path / "timeline.jsonl")[1]]
+    assert phases.count("reference") == 4
+
+
+async def test_a_learner_that_updates_meanwhile_is_not_asked_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path, monkeypatch, max_staleness=1, kl_coef=0.1)
+    await loop.to_the_end()
+    assert not loop.learner.asked_at and loop.learner.known == [False] * STEPS

@@ -1,0 +1,42 @@
+"""The policy as the learner runs it: a micro-batch in, logprobs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from policies.logprobs import token_logprobs
+from policies.packing import MicroBatch
+from policies.weights import base_model
+
+HEAD_CHUNK_TOKENS = 1024
+
+
+class PolicyModel(torch.nn.Module):
+    """The policy as DeepSpeed sees it: a micro-batch in, logprobs and entropies of its trained tokens out."""
+
+    def __init__(self, model: Any, *, temperature: float, entropy_gradient: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.entropy_gradient = entropy_gradient
+
+    def forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 [loss_token] each."""
+        causal = base_model(self.model)
+        dtype = next(causal.parameters()).dtype
+        inputs = {
+            name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for name, value in micro.model_inputs.items()
+        }
+        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
+        return token_logprobs(
+            hidden.flatten(0, 1)[micro.predictors],
+            micro.targets,
+            head=causal.get_output_embeddings(),
+            temperature=self.temperature,
+            chunk_tokens=HEAD_CHUNK_TOKENS,
+            min_chunks=micro.head_chunks,
+            entropy_gradient=self.entropy_gradient,
+        )
