@@ -43,7 +43,8 @@ def case_panel(task: Task, images: Sequence[Markup]) -> Markup:
 def trace_panel(item: Item, roles: Mapping[str, str]) -> Markup:
     """What the policy wrote and what was said of it."""
     trajectory = item.trajectory
-    facts = [f"{trajectory.length_tokens:,} tokens", f"policy version {trajectory.policy_version}"]
+    versions = sorted({trajectory.policy_version, *(version for _, version in trajectory.later_versions)})
+    facts = [f"{trajectory.length_tokens:,} tokens", f"policy version {', '.join(map(str, versions))}"]
     if trajectory.source:
         facts = [f"imported from {trajectory.source}"]
     if (reward := reward_of(item)) is not None:

@@ -94,7 +94,7 @@ class GivingUp(Worker):
         yield self.answer(requests[0])
 
 
-async def generated(pool: RolloutPool, ids: str) -> list[str]:
+async def generated(pool: RolloutPool, ids: Sequence[str]) -> list[str]:
     return [group[0].id async for group in pool.generate([a_request(id) for id in ids])]
 
 
@@ -168,6 +168,22 @@ async def test_the_deadline_is_for_one_answer_not_for_all_of_them() -> None:
     # Five answers 40 ms apart: 200 ms together, each of them within the 150 ms.
     found = await generated(RolloutPool([Worker(pace_s=0.04)], timeout_s=0.15), "abcde")
     assert found == ["a/0", "b/0", "c/0", "d/0", "e/0"]
+
+
+class Queueing(Worker):
+    """Answers the request "last" only after all others, however many calls they came in."""
+
+    async def stream(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Awaitable[Answer]]:
+        for request in requests:
+            await asyncio.sleep(0.8 if request.id == "last" else 0.05)
+            yield self.answer(request)
+
+
+async def test_a_call_that_waits_behind_another_is_not_taken_for_dead_while_its_worker_answers() -> None:
+    # The last one takes 800 ms, more than the deadline of 700; the worker answers another every 50 ms up to 500.
+    pool = RolloutPool([Queueing()], timeout_s=0.7)
+    others, last = await asyncio.gather(generated(pool, "abcdefghij"), generated(pool, ["last"]))
+    assert len(others) == 10 and last == ["last/0"]
 
 
 async def test_a_worker_that_ends_before_all_is_answered_is_an_error_not_a_smaller_batch() -> None:
