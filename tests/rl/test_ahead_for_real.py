@@ -47,7 +47,9 @@ def test_what_was_written_before_the_weights_changed_has_the_logprobs_of_the_old
     from policies.vlm import load_policy
 
     model, processor = load_policy(str(tiny_policy))  # version 0
-    for trajectory in trajectories(ahead, 2)[::4]:
+    begun_by_it = [trajectory for trajectory in trajectories(ahead, 2) if trajectory.policy_version == 0]
+    assert begun_by_it
+    for trajectory in begun_by_it:
         images = processor.image_processor([image.decode() for image in trajectory.task.images], return_tensors="pt")
         ids = torch.from_numpy(np.concatenate([trajectory.prompt_token_ids, trajectory.completion_token_ids])).long()
         with torch.no_grad():
@@ -56,7 +58,7 @@ def test_what_was_written_before_the_weights_changed_has_the_logprobs_of_the_old
         expected = logits.log_softmax(-1).gather(1, completion)[:, 0].numpy()
         apart = np.abs(trajectory.rollout_logprobs - expected)
         old = trajectory.token_versions == 0
-        assert old.any() and apart[old].max() < 1e-4
+        assert apart[old].max() < 1e-4
         assert old.all() or apart[~old].max() > 1e-3
 
 
