@@ -177,13 +177,14 @@ async def test_ahead_each_task_is_trained_on_once_and_an_evaluation_is_of_one_ve
         assert [set(trajectory.token_versions.tolist()) for trajectory in held_out] == [{step}]
 
 
-async def test_a_run_that_is_stopped_ahead_draws_again_what_was_in_flight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_staleness", [0, 1])
+async def test_a_run_that_is_stopped_draws_again_what_was_in_flight(
+    max_staleness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Loop(tmp_path / "first", monkeypatch, max_staleness=1)
+    first = Loop(tmp_path / "first", monkeypatch, max_staleness=max_staleness)
 
     async def stop_in_step_3() -> None:
-        while first.run.step < 2:
+        while first.run.step < 2 or not first.engine.drafts:
             await asyncio.sleep(0)
         first.stop.set()
 
@@ -191,7 +192,8 @@ async def test_a_run_that_is_stopped_ahead_draws_again_what_was_in_flight(
     with pytest.raises(Interrupted):
         await first.to_the_end()
     await stopping
-    second = Loop(tmp_path / "second", monkeypatch, max_staleness=1)
+    assert first.run.state()["sampler"]["undone"]
+    second = Loop(tmp_path / "second", monkeypatch, max_staleness=max_staleness)
     second.run.restore(first.run.state())
     second.learner.version = first.run.step
     await second.to_the_end()
