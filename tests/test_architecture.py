@@ -31,6 +31,8 @@ STACK_MODULES = frozenset(
         "policies.learner_state",
         "policies.logprobs",
         "policies.packing",
+        "policies.policy_model",
+        "policies.reference",
         "policies.warmstart",
         "policies.weights",
         "rl.loss",
