@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -84,14 +85,17 @@ def first_step() -> FirstStep:
         folder = Path(name, "run")
         overrides = [f"output_dir={folder}", "max_steps=1", "warmstart.steps=0", "evaluation.max_tasks=1"]
         began = time.perf_counter()
-        run = psutil.Popen(
-            [BIN / "medrl", "train", "quickstart", *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        said = Path(name, "said")
+        with said.open("w") as output:
+            command = [BIN / "medrl", "train", "quickstart", *overrides]
+            run = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         held_mb = dict.fromkeys(ACTORS.values(), 0.0)
         while not _has_stepped(folder):
             if run.poll() or time.perf_counter() - began > PATIENCE_S:
-                run.kill()
-                raise RuntimeError(f"medrl train had no first step: exit status {run.poll()}")
+                status = run.poll()
+                with contextlib.suppress(psutil.Error):  # it has ended by itself
+                    run.kill()
+                raise RuntimeError(f"medrl train had no first step: exit status {status}; {said.read_text()[-300:]}")
             for actor, mb in _actors_mb(run):
                 held_mb[actor] = max(held_mb[actor], mb)
             time.sleep(LOOK_EVERY_S)
