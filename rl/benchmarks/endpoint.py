@@ -157,5 +157,5 @@ def _read(choice: Choice) -> _Reply:
     if text is not None and not isinstance(text, str):
         raise ChatFault(f"sent no text: {text!r:.100}", refused=True)
     thought = f"<think>{reasoning}</think>" if isinstance(reasoning, str) else ""
-    ending = choice.stopped_by if text else ""
+    ending = "" if thought and text is None else choice.stopped_by  # a stop within the reasoning is left as it is
     return _Reply(thought + (text or "") + ending, _FINISHED.get(finished, "unknown"))

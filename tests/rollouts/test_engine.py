@@ -105,8 +105,8 @@ def mixed_tasks() -> tuple[list[Task], list[int]]:
         a_task("three", images=(a_picture(112, 28), a_picture(28, 28), a_picture(84, 140))),
         a_task("none"),
     ]
-    # A token is 28 x 28 pixels: 2; 2·16; 16·16; the longest side becomes 448, so 16·1; 4 + 1 + 3·5; 0.
-    return tasks, [2, 32, 256, 16, 20, 0]
+    # A token is 28 x 28 pixels: 2; 2·16; 16·16; the longest side becomes 448, so 16·1; 4 + 2·2 (enlarged) + 3·5; 0.
+    return tasks, [2, 32, 256, 16, 23, 0]
 
 
 def load_reference(engine: EngineActor) -> tuple[Any, Any]:

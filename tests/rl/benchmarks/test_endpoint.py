@@ -105,15 +105,21 @@ async def test_reasoning_that_a_server_takes_apart_is_put_together_again() -> No
     assert found.text == "<think>because</think><answer>yes" and found.answer_text is None
 
 
-async def test_the_stop_string_ends_the_text_as_an_engines_where_the_server_names_it() -> None:
-    choice = {
-        "message": {"content": "<think>x</think><answer>yes"},
-        "finish_reason": "stop",
-        "stop_reason": "</answer>",
-    }
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "<think>x</think><answer>yes"}, "<think>x</think><answer>yes</answer>"),
+        ({"content": ""}, "</answer>"),
+        ({"content": None, "reasoning": "cut"}, "<think>cut</think>"),  # it stopped within the reasoning
+    ],
+)
+async def test_the_stop_string_ends_the_text_as_an_engines_where_the_server_names_it(
+    message: dict[str, Any], text: str
+) -> None:
+    choice = {"message": message, "finish_reason": "stop", "stop_reason": "</answer>"}
     with serve(lambda _: Answer(body=json.dumps({"choices": [choice]}).encode())) as server:
         (found,) = await asked(pool_of(server))
-    assert found.answer_text == "yes"
+    assert found.text == text
 
 
 async def test_parameters_are_added_and_taken_out() -> None:

@@ -265,6 +265,15 @@ def test_an_endpoint_that_answers_nothing_ends_the_evaluation(
     assert "no answer came to any of the 8 requests of sums" in said and "no such model" in said
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """SIGINT raises, as at a terminal: tests that a shell started in its background would not hear it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_a_suite_that_is_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(
     benchmark: Path, tmp_path: Path, capsys: Any
 ) -> None:

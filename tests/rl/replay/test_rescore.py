@@ -91,7 +91,7 @@ def test_a_scorer_that_changed_is_named_and_the_exit_status_says_so(
     module.write_text(code.replace("VALUE", "1.0"))
     (tmp_path / "run.yaml").write_text("scorers: {ward: {use: 'ward_rules:Ward'}, answer: {use: answer}}")
     script = (
-        "import sys; from pathlib import Path; from tests.rl.test_replay import a_run\n"
+        "import sys; from pathlib import Path; from tests.rl.replay.test_rescore import a_run\n"
         "a_run(Path(sys.argv[1]), rewards=Path('run.yaml').read_text())"
     )
     run_python = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}"}, "check": False}
