@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 TYPED  := rl rewards rollouts policies entities
 
+# A run and the tests start many Python processes: each module is compiled once, not by every one of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-fast lint format bench bench-gpu clean
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -31,16 +32,25 @@ hypothesis.settings.register_profile("medrl", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("medrl")
 
 
+MODELS = frozenset({"tiny_policy", "tiny_qwen"})
+"""Fixtures that build a model: a test that asks for one is slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks, and before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests a process of `pytest -n` takes together: those that share what takes long to make.
 
-    That is a training run, or else the fixtures of a file; and among the fast tests, the imports of a model's tests.
+    That is a training run, or else the fixtures of a file.
     """
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        in_policies = item.path.parent.name == "policies" and item.get_closest_marker("slow") is None
-        shared = "undisturbed" if "undisturbed" in fixtures else "policies" if in_policies else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(shared))
+        fixtures = frozenset(getattr(item, "fixturenames", ()))
+        if fixtures & MODELS:
+            item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.xdist_group("undisturbed" if "undisturbed" in fixtures else item.path.stem))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the modules stay; without this every full collection looks through them again
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -116,7 +116,7 @@ def imports(module: Module) -> tuple[Imported, ...]:
     deferred: set[ast.AST] = set()
     for node in ast.walk(module.tree):
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if is_function or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+        if is_function or (isinstance(node, ast.If) and _for_type_checkers(node.test)):
             bodies = node.body if isinstance(node, ast.If) else [node]
             deferred.update(inner for body in bodies for inner in ast.walk(body))
     found = []
@@ -130,6 +130,10 @@ def imports(module: Module) -> tuple[Imported, ...]:
             continue
         found += [Imported(name, node.lineno, node not in deferred) for name in names]
     return tuple(found)
+
+
+def _for_type_checkers(test: ast.expr) -> bool:
+    return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:

@@ -60,6 +60,7 @@ def attend(trees: list[Tree], inputs: list[Tensor], *, kernel: Kernel) -> Tensor
     return packed_attention(trees, kernel=kernel).attend(_Training(), *inputs, CHANNELS**-0.5)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(trees=trees)
 def test_sdpa_and_its_gradients_equal_a_softmax_over_the_whole_row(trees: list[Tree]) -> None:
@@ -117,6 +118,7 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_row_and_not_with_its_square() -> None:
     largest = []
     for groups in (4, 16):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import shutil
@@ -23,11 +24,13 @@ from rollouts.cytology import load_cytology, reference_trace
 from rollouts.engine import EngineSettings, GenerationRequest, VllmEngine
 from rollouts.prompts import render_prompt
 
-TOKENIZER = train_tokenizer(1024)
+@functools.cache
+def tokenizer() -> Any:
+    return train_tokenizer(1024)
 
 
 def tokens(text: str) -> list[str]:
-    return [TOKENIZER.decode([token]) for token in TOKENIZER(text, add_special_tokens=False).input_ids]
+    return [tokenizer().decode([token]) for token in tokenizer()(text, add_special_tokens=False).input_ids]
 
 
 def test_the_parts_are_those_of_a_seed_style_vlm(tiny_policy: Path) -> None:
@@ -118,6 +121,7 @@ def test_a_policy_is_loaded_in_the_precision_asked_for(tiny_policy: Path) -> Non
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_a_folder_that_transformers_cannot_load_says_which(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"cannot load the policy .*nothing"):
         load_policy(str(tmp_path / "nothing"))
@@ -142,8 +146,8 @@ def test_numbers_are_written_digit_by_digit() -> None:
 
 def test_the_tags_of_a_trace_are_tokens_that_decoding_keeps() -> None:
     for tag in TRACE_TAGS:
-        (token,) = TOKENIZER(tag, add_special_tokens=False).input_ids
-        assert TOKENIZER.decode([token], skip_special_tokens=True) == tag
+        (token,) = tokenizer()(tag, add_special_tokens=False).input_ids
+        assert tokenizer().decode([token], skip_special_tokens=True) == tag
 
 
 def test_a_trace_is_short() -> None:
@@ -154,7 +158,7 @@ def test_a_trace_is_short() -> None:
 @given(st.text(max_size=200))
 @settings(max_examples=200)
 def test_any_text_can_be_written(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False).input_ids) == text
+    assert tokenizer().decode(tokenizer()(text, add_special_tokens=False).input_ids) == text
 
 
 def test_a_corpus_adds_its_words() -> None:

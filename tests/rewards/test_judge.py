@@ -152,6 +152,7 @@ class TestAttempts:
             # What could not be read is asked for with another seed; a server error says nothing about the seed.
             assert [body["seed"] for body in server.requests] == [0, 0, 1]
 
+    @pytest.mark.slow
     async def test_it_waits_as_long_as_the_server_asks(self) -> None:
         busy = Answer(status=429, headers={"Retry-After": "1"}, body=b"")
         with serve(in_turn(busy, verdict(True))) as server:
@@ -225,6 +226,7 @@ class TestLimits:
             await asyncio.gather(*(ask(judge, str(n)) for n in range(12)))
             assert server.most_at_once == 3
 
+    @pytest.mark.slow
     async def test_waiting_behind_others_counts_against_no_deadline(self, trajectory: Any) -> None:
         """Twelve calls of 0.06 s one after the other: the last waits for 0.66 s, and every deadline is 0.4 s."""
         with serve(lambda body: Answer(**vars(verdict(True)) | {"delay_s": 0.06})) as server:

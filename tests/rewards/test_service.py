@@ -305,6 +305,7 @@ class TestIsolation:
             assert (await record_of(service, trajectory("fine"))).outcome == "scored"
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["sleep", "await", "spin"])
     async def test_a_hung_one_is_ended_at_its_deadline_with_all_that_it_forked(
         self, hasty: RewardService, trajectory: Any, text: str
@@ -330,6 +331,7 @@ class TestIsolation:
         outcomes = await service.score_many([trajectory("slow") for _ in range(4)])
         assert all(isinstance(outcome, ScoredTrajectory) for outcome in outcomes)
 
+    @pytest.mark.slow
     async def test_one_that_eats_memory_is_ended(self, folder: Path, trajectory: Any) -> None:
         with RewardService(configured(folder)) as service:
             service._sandboxes["foreign"]._max_memory_mb = 300.0

@@ -148,6 +148,7 @@ def test_every_measure_is_that_of_an_independent_implementation() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_interval_covers_as_the_normal_one_does_and_is_the_same_every_time() -> None:
     rng = np.random.default_rng(0)
     values = rng.random(400)

@@ -103,6 +103,7 @@ def test_what_the_data_set_has_wrong_is_refused_with_its_place(
     assert said in refused(capsys, *ROWS)
 
 
+@pytest.mark.slow
 def test_a_policy_without_processor_or_of_an_unknown_architecture_is_refused(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

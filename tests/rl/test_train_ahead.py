@@ -211,6 +211,7 @@ async def test_a_token_beyond_the_bound_stops_the_run(tmp_path: Path, monkeypatc
         await loop.to_the_end()
 
 
+@pytest.mark.slow
 async def test_the_timeline_shows_generation_beside_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for max_staleness in (0, 1):
         folder = tmp_path / str(max_staleness)

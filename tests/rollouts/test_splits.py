@@ -34,6 +34,7 @@ def test_the_order_of_cases_does_not_matter(cases: list[list[bytes]]) -> None:
     assert held_out_images(cases, fraction=0.5) == held_out_images(shuffled, fraction=0.5)
 
 
+@pytest.mark.slow
 def test_the_tuning_tasks_are_the_same_for_every_seed_and_never_trained_on() -> None:
     training, tuning = tuning_split(load_cytology("train", seed=0), share=0.3)
     assert {task.id for task in tuning_split(load_cytology("train", seed=1), share=0.3)[1]} == {

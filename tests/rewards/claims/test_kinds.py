@@ -319,6 +319,7 @@ def test_a_tree_that_is_not_there_is_named_before_the_run(tmp_path: Path) -> Non
         HallucinationScorer(entities=tmp_path / "none.obo").check_use(gate=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

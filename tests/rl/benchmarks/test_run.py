@@ -273,6 +273,7 @@ def heard_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heard_interrupts")
 def test_a_suite_that_is_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(
     benchmark: Path, tmp_path: Path, capsys: Any

@@ -103,6 +103,7 @@ def test_different_tasks_are_refused() -> None:
         paired_test([0.0], [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_nothing_differs() -> None:
     """The permutation test holds its level: of 200 null comparisons about 5 % fall below .05."""
     generator = np.random.default_rng(0)
