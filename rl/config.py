@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,20 @@ def to_yaml(config: RunConfig) -> str:
 
 def validate(config: RunConfig, *, where: str) -> None:
     """Check every value and how values fit together; raises one ConfigError that names ``where``."""
-    tree = _as_written(config)
     for key, allowed in CHOICES.items():
-        if str(value := OmegaConf.select(tree, key)) not in allowed:
+        if str(value := _value(config, key)) not in allowed:
             raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got {value!r} ({where})")
     for key, (allowed_text, holds) in RANGES.items():
-        if not holds(value := OmegaConf.select(tree, key)):
+        if not holds(value := _value(config, key)):
             raise ConfigError(f"{key} must be {allowed_text}; got {value!r} ({where})")
     for broken, message in _conflicts(config):
         if broken:
             raise ConfigError(f"{message} ({where})")
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, *rest = key.split(".")
+    return attrgetter(".".join([KEYWORD_KEYS.get(section, section), *rest]))(config)
 
 
 def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
