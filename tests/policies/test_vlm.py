@@ -24,6 +24,7 @@ from rollouts.cytology import load_cytology, reference_trace
 from rollouts.engine import EngineSettings, GenerationRequest, VllmEngine
 from rollouts.prompts import render_prompt
 
+
 @functools.cache
 def tokenizer() -> Any:
     return train_tokenizer(1024)
