@@ -16,7 +16,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +36,7 @@ from rl.types import (
     ToolCall,
     Trajectory,
     Unscored,
+    fields_of,
 )
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _score_entry(record: ScoreRecord) -> dict[str, Any]:
         "value": None if score is None else score.value,
         "outcome": record.outcome,
         "reason": record.reason if score is None else score.reason,
-        "evidence": [] if score is None else [asdict(each) for each in score.evidence],
+        "evidence": [] if score is None else [fields_of(each) for each in score.evidence],
         "version": record.version,
         "inputs": record.inputs,
         "duration_s": round(record.duration_s, 6),

@@ -38,9 +38,9 @@ class Rewards(Protocol):
 class Collected:
     """Groups in the order of their requests, and when they were made.
 
-    ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores after them.
-    ``drawn_anew`` are the groups that others were drawn for, ``ref_logprobs`` what is known
-    of the groups under the reference already, by trajectory id.
+    ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores, then the reference.
+    ``drawn_anew`` are the groups that others were drawn for, ``ref_logprobs`` what is known of the groups under the
+    reference already, by trajectory id.
     """
 
     groups: list[Group]

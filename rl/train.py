@@ -23,7 +23,7 @@ from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
 from rl.settings import greedy_sampling, has_early_reference, training_sampling
 from rl.stopping import Interrupted, unless_stopped
-from rl.timeline import Timeline
+from rl.timeline import Span, Timeline
 from rl.types import Group, SamplingParams, Task, TrainBatch, WeightsVersion
 from rl.watch import StepWatch
 from rollouts.log import LoggedStep, write_step
@@ -65,6 +65,7 @@ class Run:
         self.tokens = 0
         self.reshaped = False
         self.published: WeightsVersion
+        self.check_s = 0.0
         self.stop = stop
         self._undone: dict[int, list[Task]] = {}
         """Tasks that were drawn for steps that were not taken yet."""
@@ -136,13 +137,17 @@ class Run:
                     (kept if self._has_signal(group) else spare).append(group)
                 if len(kept) == config.tasks_per_step:
                     break
+            asked_s = time.time()
             ref_logprobs, computing = await reference.logprobs()
         # Without a refill, or where all rounds are spent, groups without signal fill the batch: no sample is lost.
         missing = config.tasks_per_step - len(kept)
         return Collected(
             sorted([*kept, *spare[:missing]], key=_request_id),
             spans=[*(span for each in rounds for span in each.spans), *computing],
-            waits=[wait for each in rounds for wait in each.waits],
+            waits=[
+                *(wait for each in rounds for wait in each.waits),
+                Span(phase="reference", began_s=asked_s, ended_s=time.time()),
+            ],
             drawn_anew=spare[missing:],
             ref_logprobs=ref_logprobs,
         )
@@ -190,7 +195,9 @@ class Run:
                 publish_s=time.perf_counter() - began,
                 sha256=weights.sha256,
             )
+            checking = time.perf_counter()
             difference = await self._publication_difference(version)
+            self.check_s = time.perf_counter() - checking
         if version > self.step or version == 0:  # a resumed run has recorded the version that it starts from
             self.metrics.record(
                 version, {"publication/check_difference": difference, "publication/size_bytes": weights.size_bytes}
@@ -260,8 +267,10 @@ class Run:
             "policy_version": batch.policy_version,
             "time/generate_s": collected.waited_s("generate", since_s=began_s),
             "time/score_s": collected.waited_s("score", since_s=began_s),
+            "time/reference_s": collected.waited_s("reference", since_s=began_s),
             "time/update_s": update_s,
             "time/publish_s": self.published.publish_s,
+            "time/check_s": self.check_s,
             "time/log_s": logging.duration_s,
             "time/step_s": step_s,
             "throughput/tokens_per_s": generated / step_s,

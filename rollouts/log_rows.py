@@ -26,6 +26,7 @@ from rl.types import (
     ToolCall,
     Trajectory,
     Unscored,
+    fields_of,
 )
 from rollouts.log_schema import OUTCOME_COLUMNS, TOKEN_DTYPES, TRAINING_COLUMNS, schema
 
@@ -122,7 +123,7 @@ def _score_row(name: str, record: ScoreRecord) -> dict[str, Any]:
             "value": record.score.value,
             "reason": record.score.reason,
             "gate_open": record.score.gate_open,
-            "evidence": [asdict(evidence) for evidence in record.score.evidence],
+            "evidence": [fields_of(evidence) for evidence in record.score.evidence],
             "metrics": [{"name": metric, "value": value} for metric, value in record.score.metrics.items()],
         }
     return row
@@ -143,7 +144,7 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _well_formed(value: Any) -> Any:
     if isinstance(value, str):
-        return _LONE_SURROGATE.sub("\ufffd", value) if not value.isascii() else value
+        return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
     if isinstance(value, dict):
         return {key: _well_formed(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

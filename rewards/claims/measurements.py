@@ -61,18 +61,32 @@ class MeasurementClaims:
         return dict.fromkeys(map(_source, trajectory.task.record), 1.0) or None
 
     def find(self, trajectory: Trajectory) -> list[Claim]:
-        reader = RecordReader(
-            trajectory.task.record,
-            synonyms=self.synonyms,
-            max_rounding=self.max_rounding,
-            require_unit=self.require_unit,
-        )
+        record = trajectory.task.record
         only_record = not (trajectory.task.reference or trajectory.tool_calls)
-        return bounded(
-            claim
-            for claim in reader.claims(claim_text(trajectory.text))
-            if only_record or claim.source != "record" or reader.gives_measurement(claim.span.text)
+        synonyms = tuple((field, tuple(self.synonyms.get(field, ()))) for field in record)
+        return list(
+            _record_claims(
+                trajectory.text, tuple(record.items()), synonyms, self.max_rounding, self.require_unit, only_record
+            )
         )
+
+
+@functools.lru_cache(maxsize=64)  # several scorers ask the same of one trajectory
+def _record_claims(
+    text: str,
+    record: tuple[tuple[str, Measurement], ...],
+    synonyms: tuple[tuple[str, tuple[str, ...]], ...],
+    max_rounding: float,
+    require_unit: bool,
+    only_record: bool,
+) -> tuple[Claim, ...]:
+    reader = RecordReader(dict(record), synonyms=dict(synonyms), max_rounding=max_rounding, require_unit=require_unit)
+    found = (
+        claim
+        for claim in reader.claims(claim_text(text))
+        if only_record or claim.source != "record" or reader.gives_measurement(claim.span.text)
+    )
+    return tuple(bounded(found))
 
 
 class RecordReader:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from rl.types import Evidence, Outcome, Score
+from rl.types import Evidence, Outcome, Score, fields_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +24,8 @@ class Attempt:
     def to_json(self) -> bytes:
         fields: dict[str, Any] = {"outcome": self.outcome, "reason": self.reason, "score": None}
         if self.score is not None:
-            evidence = [_fields_of(each) for each in self.score.evidence]
-            fields["score"] = {**_fields_of(self.score), "evidence": evidence, "metrics": dict(self.score.metrics)}
+            evidence = [fields_of(each) for each in self.score.evidence]
+            fields["score"] = {**fields_of(self.score), "evidence": evidence, "metrics": dict(self.score.metrics)}
         return json.dumps(fields, default=str).encode()
 
     @classmethod
@@ -41,11 +40,6 @@ class Attempt:
             return cls(outcome=fields["outcome"], reason=str(fields["reason"]), score=score)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             return cls(outcome="failed", reason=f"the scorer's process sent a malformed reply: {error}")
-
-
-def _fields_of(instance: Any) -> dict[str, Any]:
-    """`dataclasses.asdict` copies deeply, which takes longer than most scores do."""
-    return {each.name: getattr(instance, each.name) for each in dataclasses.fields(instance)}
 
 
 def failed(reason: str) -> Attempt:

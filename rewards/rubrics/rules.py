@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.answer_types.reading import normalised, unwrapped
 from rewards.assertion import classify
-from rewards.claims.claim import TooManyClaims, bounded, one_per_subject
-from rewards.claims.measurements import RecordReader
+from rewards.claims.claim import TooManyClaims, one_per_subject
+from rewards.claims.measurements import MeasurementClaims
 from rewards.rubrics.json_schema import json_fault
 from rewards.rubrics.regex import compile_regex
 from rewards.scorer import InvalidInput, Trajectory
@@ -143,7 +143,7 @@ class RuleReader:
 
     def _cites_evidence(self, bounds: Mapping[str, int], place: str) -> Hit:
         try:
-            claims = bounded(RecordReader(self._trajectory.task.record).claims(self._trace))
+            claims = MeasurementClaims(synonyms={}).find(self._trajectory)
         except TooManyClaims as error:
             return Hit(False, note=str(error))
         count = sum(claim.verdict == "supported" for claim in one_per_subject(claims))
