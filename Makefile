@@ -31,10 +31,10 @@ quickstart: $(READY) ## Train the small policy on real patients; prints where th
 	@echo "report: $(CURDIR)/runs/quickstart/report.html"
 
 test: $(READY) ## Run all tests (20 minutes on two cores at most)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(READY) ## Run the tests that need no engine, no Ray and no training (a minute at most)
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -34,19 +34,21 @@ hypothesis.settings.load_profile("medrl")
 
 MODELS = frozenset({"tiny_policy", "tiny_qwen"})
 """Fixtures that build a model: a test that asks for one is slow."""
+LONGEST = "test_killed"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks, and before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests a process of `pytest -n` takes together: those that share what takes long to make.
 
-    That is a training run, or else the fixtures of a file.
+    That is a training run, or else the fixtures of a file. The longest go first, so that none is left for the end.
     """
     for item in items:
         fixtures = frozenset(getattr(item, "fixturenames", ()))
         if fixtures & MODELS:
             item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group("undisturbed" if "undisturbed" in fixtures else item.path.stem))
+    items.sort(key=lambda item: (item.path.stem != LONGEST, item.get_closest_marker("slow") is None))
 
 
 def pytest_collection_finish() -> None:
