@@ -106,7 +106,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/check_s", "s", "comparing engine and learner after a publication", "Time per step", "check"),
     Metric("time/eval_s", "s", "held-out evaluation", "Time per step", "evaluate"),
     Metric("time/checkpoint_s", "s", "saving a checkpoint", "Time per step", "checkpoint"),
-    Metric("time/log_s", "s", "writing the trajectory log", "Time per step", "log"),
+    Metric("time/log_s", "s", "waiting for the trajectory log of the step before", "Time per step", "log"),
     Metric("time/step_s", "s", "the whole step"),
     Metric("throughput/tokens_per_s", "tokens/s", "completion tokens over the step's time", "Throughput", "whole step"),
     Metric("throughput/generate_tokens_per_s", "tokens/s", "the same over its time", "Throughput", "generation"),

@@ -22,6 +22,7 @@ from rl.evaluate import evaluate
 from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
 from rl.settings import greedy_sampling, has_early_reference, training_sampling
+from rl.step_log import StepLog, logged_step
 from rl.stopping import Interrupted, unless_stopped
 from rl.timeline import Span, Timeline
 from rl.types import Group, SamplingParams, Task, TrainBatch, WeightsVersion
@@ -59,13 +60,14 @@ class Run:
         self.tasks, self.eval_tasks = tasks, eval_tasks
         self.weights, self.gates, self.max_shaping = weights, gates, max_shaping
         self.metrics, self.timeline = metrics, timeline
+        self.log = StepLog(folder if config.logging.trajectories else None, metrics=metrics, timeline=timeline)
         self.max_staleness = config.async_.max_staleness
         self.sampler = TaskSampler(tasks, seed=config.seed, balance=config.tasks.balance)
         self.step = 0
         self.tokens = 0
         self.reshaped = False
         self.published: WeightsVersion
-        self.check_s = 0.0
+        self.check_s = self.logged_s = 0.0
         self.stop = stop
         self._undone: dict[int, list[Task]] = {}
         """Tasks that were drawn for steps that were not taken yet."""
@@ -78,7 +80,7 @@ class Run:
         await self.publish(self.step)
         if self.step == 0:
             await self.evaluate(0)
-        async with Ahead(self.collect, max_staleness=self.max_staleness, last_step=config.max_steps) as ahead:
+        async with self.log, Ahead(self.collect, max_staleness=self.max_staleness, last_step=config.max_steps) as ahead:
             for step in range(self.step + 1, config.max_steps + 1):
                 began_s = time.time()
                 collected = await unless_stopped(ahead.collected(step), self.stop)
@@ -86,6 +88,7 @@ class Run:
                 before = self.published
                 with self.timeline.during("update", step) as updating:
                     update = await self.learner.update(batch, reference=collected.ref_logprobs)
+                self.logged_s = await self.log.written()  # the step before, which had all this time
                 await self.publish(step)
                 ahead.published(step)
                 values = self.record(
@@ -213,6 +216,7 @@ class Run:
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Greedy accuracy and reward on the held-out tasks; logged with their trajectories."""
+        await self.log.written()
         limit = self.config.evaluation.max_tasks or len(self.eval_tasks)
         with self.timeline.during("evaluate", step) as evaluating:
             evaluation = await evaluate(
@@ -246,14 +250,11 @@ class Run:
         began_s: float,
         update_s: float,
     ) -> dict[str, float]:
-        """Write the step's metrics and trajectories, and move the run's state behind it."""
+        """Begin to write the step's trajectories and metrics, and move the run's state behind it."""
         advantages = np.array([sample.advantage for sample in batch.samples])
         self.timeline.record(step, collected.spans)
-        with self.timeline.during("log", step) as logging:
-            if self.config.logging.trajectories:
-                self._log(step, collected, batch, update, weights_before=weights_before)
+        step_s = time.time() - began_s
         values = group_metrics(collected.groups)
-        step_s = logging.ended_s - began_s
         generated = values["throughput/tokens"]
         values |= {
             f"{'rollout' if 'difference' in name else 'loss'}/{name}": value for name, value in update.stats.items()
@@ -271,41 +272,17 @@ class Run:
             "time/update_s": update_s,
             "time/publish_s": self.published.publish_s,
             "time/check_s": self.check_s,
-            "time/log_s": logging.duration_s,
+            "time/log_s": self.logged_s,
             "time/step_s": step_s,
             "throughput/tokens_per_s": generated / step_s,
             "throughput/generate_tokens_per_s": generated / collected.waited_s("generate"),
         }
-        self.metrics.record(step, values)
+        made = self._update_record(update, weights_before)
+        self.log.begin(logged_step(step, collected, batch, update, record=made), values)
         self.step = step
         self.tokens += int(generated)
         del self._undone[step]
         return values
-
-    def _log(
-        self, step: int, collected: Collected, batch: TrainBatch, update: Update, *, weights_before: WeightsVersion
-    ) -> None:
-        """Write the step's trajectories, with what training made of them."""
-        every = [*collected.groups, *collected.drawn_anew]
-        write_step(
-            self.folder,
-            LoggedStep(
-                step=step,
-                groups=every,
-                drawn_anew=range(len(collected.groups), len(every)),
-                messages=messages_by_task(every),
-                advantages={sample.trajectory_id: sample.advantage for sample in batch.samples},
-                learner_logprobs={
-                    sample.trajectory_id: _spread(part, sample.loss_mask[sample.prompt_length :])
-                    for sample, part in zip(batch.samples, update.logprobs, strict=True)
-                },
-                micro_batches={
-                    sample.trajectory_id: number
-                    for sample, number in zip(batch.samples, update.micro_batches, strict=True)
-                },
-                update=self._update_record(update, weights_before),
-            ),
-        )
 
     def _update_record(self, update: Update, weights_before: WeightsVersion) -> dict[str, Any]:
         """What the update of a step did, for whoever makes it again."""
@@ -341,6 +318,7 @@ class Run:
 
     async def save(self) -> Path:
         """Write a checkpoint of the last whole step."""
+        await self.log.written()
         with self.timeline.during("checkpoint", self.step) as saving:
             folder = await save_checkpoint(
                 self.folder,
@@ -373,10 +351,3 @@ class Run:
 
 def _request_id(group: Group) -> str:
     return (group.scored or group.unscored)[0].trajectory.id
-
-
-def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values of the masked tokens at their places among all tokens, NaN elsewhere."""
-    spread = np.full(len(mask), np.nan, dtype=np.float32)
-    spread[mask] = values
-    return spread

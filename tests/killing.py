@@ -27,7 +27,7 @@ PHASES = {
     "update": "policies.worker:LearnerGroup.update",
     "gathering": "policies.worker:LearnerGroup.weights",
     "publication": "rollouts.pool:RolloutPool.load_weights",
-    "log": "rl.train:write_step",
+    "log": "rl.step_log:write_step",
     "metrics": "rl.metrics:MetricsLog.record",
     "checkpoint": "rl.train:save_checkpoint",
     "checkpoint shards": "policies.worker:LearnerGroup.save",

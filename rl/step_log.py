@@ -1,0 +1,82 @@
+"""The log of a step: written beside the next one, and whole before anything is built on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.contract import Update
+from rl.collect import Collected
+from rl.metrics import MetricsLog
+from rl.timeline import Timeline
+from rl.types import TrainBatch
+from rollouts.log import LoggedStep, write_step
+from rollouts.prompts import messages_by_task
+
+
+class StepLog:
+    """Writes one step at a time, its trajectories into ``folder`` (None: nowhere) and then its metrics: of every step
+    that has metrics the trajectories can be read."""
+
+    def __init__(self, folder: Path | None, *, metrics: MetricsLog, timeline: Timeline) -> None:
+        self._folder, self._metrics, self._timeline = folder, metrics, timeline
+        self._writing: asyncio.Task[None] | None = None
+
+    def begin(self, logged: LoggedStep, values: Mapping[str, float]) -> None:
+        """To be called once the step before is written."""
+        self._writing = asyncio.create_task(self._write(logged, values))
+
+    async def written(self) -> float:
+        """Wait until what was begun is on the disk; the seconds that were waited. Raises what the writing raised."""
+        began = time.perf_counter()
+        if self._writing:
+            await self._writing
+        return time.perf_counter() - began
+
+    async def _write(self, logged: LoggedStep, values: Mapping[str, float]) -> None:
+        with self._timeline.during("log", logged.step):
+            if self._folder:
+                await asyncio.to_thread(write_step, self._folder, logged)
+        self._metrics.record(logged.step, values)
+
+    async def __aenter__(self) -> StepLog:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """However a run ends, the steps that it took are in its log."""
+        await self.written()
+
+
+def logged_step(
+    step: int, collected: Collected, batch: TrainBatch, update: Update, *, record: Mapping[str, Any]
+) -> LoggedStep:
+    """The step's trajectories with what training made of them; ``record`` says what the update did."""
+    every = [*collected.groups, *collected.drawn_anew]
+    samples = batch.samples
+    return LoggedStep(
+        step=step,
+        groups=every,
+        drawn_anew=range(len(collected.groups), len(every)),
+        messages=messages_by_task(every),
+        advantages={sample.trajectory_id: sample.advantage for sample in samples},
+        learner_logprobs={
+            sample.trajectory_id: _spread(part, sample.loss_mask[sample.prompt_length :])
+            for sample, part in zip(samples, update.logprobs, strict=True)
+        },
+        micro_batches={
+            sample.trajectory_id: number for sample, number in zip(samples, update.micro_batches, strict=True)
+        },
+        update=record,
+    )
+
+
+def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values of the masked tokens at their places among all tokens, NaN elsewhere."""
+    spread = np.full(len(mask), np.nan, dtype=np.float32)
+    spread[mask] = values
+    return spread
