@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from policies.contract import LearnerSettings
@@ -16,6 +17,7 @@ from rewards.judge import EngineEndpoint, endpoint_with_key
 from rewards.judges.config import engines_of, read_judges, with_endpoints
 from rewards.pool import RewardPool
 from rewards.service import RewardWorker
+from rewards.tools.terminal import shortened
 from rl.config_schema import LearnerConfig, RayConfig, RewardsConfig, RolloutsConfig, RunConfig
 from rl.errors import MedrlError
 from rl.settings import chat_server_settings
@@ -36,6 +38,7 @@ PROCESS_ENVIRONMENT = {
 }
 
 SCORING_ROUNDS = 10  # deadlines that may pass before the next score is done, or its worker is taken to hang
+_REASON_CHARS = 400
 
 
 @contextmanager
@@ -43,25 +46,57 @@ def ray_session(config: RayConfig, *, cpus_needed: float) -> Iterator[None]:
     """Join the cluster at ``address`` (or RAY_ADDRESS), or start a Ray of this run's own; shut it down at the end.
 
     A local Ray counts logical CPUs, at least ``cpus_needed``: actors of a synchronous loop take turns on the cores.
+    Raises MedrlError where Ray does not start or does not answer.
     """
     import ray
 
     address = _address(config)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES to the user
-    if address:
-        ray.init(address=address, log_to_driver=False)
-    else:
-        ray.init(
-            num_cpus=config.num_cpus or max(os.cpu_count() or 1, int(cpus_needed + 0.999)),
-            object_store_memory=config.object_store_mb << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    with _Explained(address):
+        if address:
+            ray.init(address=address, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=config.num_cpus or max(os.cpu_count() or 1, int(cpus_needed + 0.999)),
+                object_store_memory=config.object_store_mb << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+class _Explained:
+    """What Ray raises where it does not start or is not there, as one clear error."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        from ray.exceptions import RayError
+
+        # A node that does not come up in time is a bare Exception.
+        if kind is Exception or isinstance(error, RayError | OSError | RuntimeError | ValueError):
+            reason = shortened(str(error), _REASON_CHARS).rstrip(".") or type(error).__name__
+            raise MedrlError(self._told(reason)) from None
+
+    def _told(self, reason: str) -> str:
+        if self._address:
+            return (
+                f"no Ray cluster could be joined at {self._address}: {reason}. Check it (--address, ray.address, "
+                f"RAY_ADDRESS), that it can be reached from here, and that it runs the same Ray and Python as "
+                f"{sys.executable} (`medrl doctor`)"
+            )
+        return (
+            f"a local Ray could not be started: {reason}. Look for free memory (ray.object_store_mb is taken from "
+            f"/dev/shm), free disk under /tmp, and a Ray that was left running; its logs are in "
+            f"/tmp/ray/session_latest/logs, or under RAY_TMPDIR; `medrl doctor` checks the installation"
+        )
 
 
 def _address(config: RayConfig) -> str:
@@ -178,13 +213,4 @@ def _actor(cls: type, *, cpus: float, gpus: float, threads: int) -> Any:
         num_gpus=gpus,
         max_restarts=0,  # a restarted actor would have lost its weights
         runtime_env={"env_vars": actor_environment(threads)},
-    )
-
-
-def explain_ray_failure(error: Exception) -> MedrlError:
-    """One clear error for a Ray that does not start or is not there."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return MedrlError(
-        f"Ray could not be started or joined: {lines[-1] if lines else type(error).__name__}. Check ray.address, "
-        f"RAY_ADDRESS and `medrl doctor` ({sys.executable})"
     )
