@@ -251,8 +251,8 @@ class Learner:
         )
         if not torch.isfinite(result.loss):
             raise LearnerError(
-                f"the loss is {result.loss.item()} at optimizer step {self.steps}; look at the logged trajectories of "
-                f"that step for logprobs that are not finite, then lower learner.learning_rate"
+                f"the loss is {result.loss.item()} in optimizer step {self.steps + 1}; look at the trajectories of the "
+                f"run's last logged step for logprobs that are not finite, then lower learner.learning_rate"
             )
         last = micro is minibatch.micros[-1]
         self.engine.set_gradient_accumulation_boundary(last)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from policies.contract import Update
 from rl.collect import Collected
+from rl.errors import MedrlError
 from rl.metrics import MetricsLog
 from rl.timeline import Timeline
 from rl.types import TrainBatch
@@ -35,8 +38,20 @@ class StepLog:
         """Wait until what was begun is on the disk; the seconds that were waited. Raises what the writing raised."""
         began = time.perf_counter()
         if self._writing:
-            await self._writing
+            await asyncio.shield(self._writing)  # who is called off while waiting does not call the writing off
         return time.perf_counter() - began
+
+    @asynccontextmanager
+    async def kept_on_failure(self, step: int, collected: Collected) -> AsyncIterator[None]:
+        """What runs inside makes something of the step's trajectories; where it fails they are written all the same,
+        for whoever looks for the reason."""
+        try:
+            yield
+        except MedrlError:
+            await self.written()
+            if self._folder:
+                await asyncio.to_thread(write_step, self._folder, _untaken_step(step, collected))
+            raise
 
     async def _write(self, logged: LoggedStep, values: Mapping[str, float]) -> None:
         with self._timeline.during("log", logged.step):
@@ -56,13 +71,9 @@ def logged_step(
     step: int, collected: Collected, batch: TrainBatch, update: Update, *, record: Mapping[str, Any]
 ) -> LoggedStep:
     """The step's trajectories with what training made of them; ``record`` says what the update did."""
-    every = [*collected.groups, *collected.drawn_anew]
     samples = batch.samples
-    return LoggedStep(
-        step=step,
-        groups=every,
-        drawn_anew=range(len(collected.groups), len(every)),
-        messages=messages_by_task(every),
+    return replace(
+        _untaken_step(step, collected),
         advantages={sample.trajectory_id: sample.advantage for sample in samples},
         learner_logprobs={
             sample.trajectory_id: _spread(part, sample.loss_mask[sample.prompt_length :])
@@ -72,6 +83,17 @@ def logged_step(
             sample.trajectory_id: number for sample, number in zip(samples, update.micro_batches, strict=True)
         },
         update=record,
+    )
+
+
+def _untaken_step(step: int, collected: Collected) -> LoggedStep:
+    """The step's trajectories, of which training made nothing."""
+    every = [*collected.groups, *collected.drawn_anew]
+    return LoggedStep(
+        step=step,
+        groups=every,
+        drawn_anew=range(len(collected.groups), len(every)),
+        messages=messages_by_task(every),
     )
 
 

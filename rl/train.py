@@ -64,7 +64,6 @@ class Run:
         self.max_staleness = config.async_.max_staleness
         self.sampler = TaskSampler(tasks, seed=config.seed, balance=config.tasks.balance)
         self.step = 0
-        self.tokens = 0
         self.reshaped = False
         self.published: WeightsVersion
         self.check_s = self.logged_s = 0.0
@@ -84,10 +83,11 @@ class Run:
             for step in range(self.step + 1, config.max_steps + 1):
                 began_s = time.time()
                 collected = await unless_stopped(ahead.collected(step), self.stop)
-                batch = self.train_batch(collected.groups)
                 before = self.published
-                with self.timeline.during("update", step) as updating:
-                    update = await self.learner.update(batch, reference=collected.ref_logprobs)
+                async with self.log.kept_on_failure(step, collected):
+                    batch = self.train_batch(collected.groups)
+                    with self.timeline.during("update", step) as updating:
+                        update = await self.learner.update(batch, reference=collected.ref_logprobs)
                 self.logged_s = await self.log.written()  # the step before, which had all this time
                 await self.publish(step)
                 ahead.published(step)
@@ -280,7 +280,6 @@ class Run:
         made = self._update_record(update, weights_before)
         self.log.begin(logged_step(step, collected, batch, update, record=made), values)
         self.step = step
-        self.tokens += int(generated)
         del self._undone[step]
         return values
 
@@ -305,14 +304,13 @@ class Run:
         """Where the run stands after its last whole step, as JSON."""
         return {
             "step": self.step,
-            "tokens": self.tokens,
             "sampler": self.sampler.state(undone=[task for _, tasks in sorted(self._undone.items()) for task in tasks]),
             "learner": self._learner_shape(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue after the step that ``state`` was taken at; the learner restores its own part."""
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.step = state["step"]
         self.reshaped = state["learner"] != self._learner_shape()
         self.sampler.restore(state["sampler"])
 

@@ -80,6 +80,9 @@ def find_item(logged: LoggedStep, id: str) -> tuple[Group, ScoredTrajectory | Un
 
 
 def _step_lines(logged: LoggedStep, config: RunConfig, paint: Paint) -> Iterator[str]:
+    if not logged.advantages:
+        yield paint(f"step {logged.step}: the log knows of no update that it led to", "bold")
+        return
     yield paint(f"step {logged.step}: policy version {logged.step - 1} became {logged.step}", "bold")
     if update := logged.update:
         stats = update["stats"]

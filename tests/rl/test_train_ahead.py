@@ -13,7 +13,7 @@ import pytest
 
 from policies.contract import Update, Weights
 from rl.config_schema import RunConfig
-from rl.errors import RolloutError
+from rl.errors import LearnerError, RolloutError
 from rl.metrics import MetricsLog, read_metrics
 from rl.stopping import Interrupted
 from rl.timeline import Timeline, read_timeline
@@ -212,6 +212,26 @@ async def test_a_token_beyond_the_bound_stops_the_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loop.engine, "load_weights", lambda tensors, version: load(tensors, version=min(version, 1)))
     with pytest.raises(RolloutError, match=r"written by versions 1 to 1 .* at version 2 none but 2 to 2"):
         await loop.to_the_end()
+
+
+async def test_the_trajectories_that_an_update_failed_on_are_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path, monkeypatch, max_staleness=0)
+    update = loop.learner.update
+
+    async def failing_at_2(batch: TrainBatch, *, reference: Mapping[str, np.ndarray]) -> Update:
+        if batch.policy_version == 1:
+            raise LearnerError("the loss is nan")
+        return await update(batch, reference=reference)
+
+    monkeypatch.setattr(loop.learner, "update", failing_at_2)
+    with pytest.raises(LearnerError, match="the loss is nan"):
+        await loop.to_the_end()
+    failed = read_step(tmp_path, 2)
+    assert len(of_step(failed.batch)) == 8
+    assert not failed.advantages and not failed.update  # nothing was trained on them
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
 
 
 @pytest.mark.slow

@@ -93,6 +93,13 @@ def test_no_gradient_at_all_has_no_shares() -> None:
     assert share == GradientShare(share=0.0, norm=0.0, cosine=0.0)
 
 
+def test_a_step_whose_update_failed_is_not_said_to_have_been_trained_on(run: Path, step: LoggedStep) -> None:
+    write_step(run, LoggedStep(step=3, groups=step.groups))
+    text = explained(run)
+    assert "the log knows of no update" in text
+    assert "became" not in text and "without a baseline" not in text
+
+
 def test_a_step_is_told_with_its_heaviest_trajectory_first_and_what_was_left_out(run: Path) -> None:
     text = explained(run)
     assert "loss 0.25, gradient norm 2, clipped, learning rate 0.001" in text
