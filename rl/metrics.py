@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +110,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/step_s", "s", "the whole step"),
     Metric("throughput/tokens_per_s", "tokens/s", "completion tokens over the step's time", "Throughput", "whole step"),
     Metric("throughput/generate_tokens_per_s", "tokens/s", "the same over its time", "Throughput", "generation"),
-    Metric("throughput/tokens", "tokens", "completion tokens of the step"),
+    Metric("throughput/tokens", "tokens", "completion tokens of the step, with those of groups drawn anew"),
     Metric(NONFINITE, "values", "values of this record that were not finite numbers and are written as null"),
 )  # fmt: skip
 
@@ -226,11 +226,13 @@ def whole_lines(path: Path) -> Iterable[str]:
         yield from (line for line in file if line.endswith("\n"))
 
 
-def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def group_metrics(groups: Sequence[Group], *, drawn_anew: Sequence[Group] = ()) -> dict[str, float]:
     """What the trajectories of a training step amount to, under declared names.
 
-    A trajectory that is unscored counts in the lengths and in ``outcome/``, and nowhere else. Where no trajectory
-    was scored the reward is NaN, which the log shows as such; accuracy is left out where no answer can be told.
+    A trajectory that is unscored counts in the lengths and in ``outcome/``, and nowhere else. The groups ``drawn_anew``
+    count in ``outcome/`` and in the tokens that were written: what broken scorers left without signal is not hidden by
+    what took its place. Where no trajectory was scored the reward is NaN, which the log shows as such; accuracy is left
+    out where no answer can be told.
     """
     scored = [item for group in groups for item in group.scored]
     unscored = [item for group in groups for item in group.unscored]
@@ -240,8 +242,6 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     values = {
         "reward/mean": float(rewards.mean()) if scored else math.nan,
         "reward/std": float(rewards.std()) if scored else math.nan,
-        "outcome/unscored": len(unscored),
-        "outcome/unscored_fraction": len(unscored) / max(len(every), 1),
         "group/signal_fraction": _mean([len({item.reward for item in group.scored}) > 1 for group in groups]),
     }
     if told:
@@ -250,6 +250,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         values["hallucination/one_sided"] = max(each.share for each in common.values())
     return (
         values
+        | _outcome_metrics([item for group in (*groups, *drawn_anew) for item in group.items])
         | _length_metrics([item.trajectory for item in every])
         | _score_metrics([record for item in every for record in item.scores.values()])
         | _claim_metrics([record.score for item in every for record in item.scores.values() if record.score])
@@ -277,29 +278,40 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
+def _outcome_metrics(items: Sequence[ScoredTrajectory | Unscored]) -> dict[str, float]:
+    unscored = sum(isinstance(item, Unscored) for item in items)
+    named = {"abstained": "abstained", "failed": "failed", "invalid_input": "failed"}
+    outcomes = Counter(
+        f"outcome/{named[record.outcome]}/{record.scorer}"
+        for item in items
+        for record in item.scores.values()
+        if record.outcome in named
+    )
+    return {
+        "outcome/unscored": unscored,
+        "outcome/unscored_fraction": unscored / max(len(items), 1),
+        "throughput/tokens": float(sum(item.trajectory.length_tokens for item in items)),
+        **outcomes,
+    }
+
+
 def _length_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     lengths = [trajectory.length_tokens for trajectory in trajectories]
     return {
         "length/mean_tokens": _mean(lengths),
         "length/max_tokens": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean([trajectory.finish_reason == "length" for trajectory in trajectories]),
-        "throughput/tokens": float(sum(lengths)),
     }
 
 
 def _score_metrics(records: Iterable[ScoreRecord]) -> dict[str, float]:
     columns: dict[str, list[float]] = defaultdict(list)
-    counts: dict[str, float] = defaultdict(float)
     for record in records:
         if record.score is not None:
             columns[f"score/{record.scorer}"].append(record.score.value)
             for name, value in record.score.metrics.items():
                 columns[f"score/{record.scorer}/{name}"].append(value)
-        elif record.outcome == "abstained":
-            counts[f"outcome/abstained/{record.scorer}"] += 1
-        else:
-            counts[f"outcome/failed/{record.scorer}"] += 1
-    return {name: _mean(values) for name, values in columns.items()} | counts
+    return {name: _mean(values) for name, values in columns.items()}
 
 
 def _claim_metrics(scores: Iterable[Score]) -> dict[str, float]:

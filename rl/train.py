@@ -254,7 +254,7 @@ class Run:
         advantages = np.array([sample.advantage for sample in batch.samples])
         self.timeline.record(step, collected.spans)
         step_s = time.time() - began_s
-        values = group_metrics(collected.groups)
+        values = group_metrics(collected.groups, drawn_anew=collected.drawn_anew)
         generated = values["throughput/tokens"]
         values |= {
             f"{'rollout' if 'difference' in name else 'loss'}/{name}": value for name, value in update.stats.items()

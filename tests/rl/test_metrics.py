@@ -184,6 +184,17 @@ def test_a_steps_groups_become_metrics_and_the_unscored_stay_out_of_the_reward()
         declaration(name)
 
 
+def test_what_broken_scorers_did_to_groups_that_were_drawn_anew_is_counted() -> None:
+    failed = ScoreRecord(scorer="judge", version="1", outcome="failed", reason="time-out")
+    lost = Unscored(trajectory=a_trajectory(60), scores={"judge": failed}, reason="judge timed out")
+    kept = Group(task=TASK, scored=(scored(0.2, length=10), scored(0.8, length=20)))
+    values = group_metrics([kept], drawn_anew=[Group(task=TASK, scored=(scored(0.5, length=10),), unscored=(lost,))])
+    assert values["outcome/unscored"] == values["outcome/failed/judge"] == 1
+    assert values["outcome/unscored_fraction"] == 0.25  # one of four
+    assert values["throughput/tokens"] == 100  # 10 + 20 + 10 + 60: all of it was written in the step's time
+    assert values["reward/mean"] == 0.5 and values["length/mean_tokens"] == 15.0  # of what was trained on alone
+
+
 def test_claims_are_counted_by_verdict_over_the_scores_that_check_claims() -> None:
     def checked(**counts: float) -> Score:
         return Score(0.5, metrics={"claims": sum(counts.values()), **counts})
