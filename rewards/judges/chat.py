@@ -33,11 +33,12 @@ class ChatFault(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A message and why it ended; ``stopped_by`` is the stop string, where the server names it, as vLLM's does."""
+    """A message and why it ended; ``stopped_by`` is what the server names as the stop, "" where that was no string, and
+    None where it does not say."""
 
     message: Mapping[str, Any]
     finish_reason: str
-    stopped_by: str
+    stopped_by: str | None
 
 
 def chat_connections(endpoint: Endpoint) -> httpx2.AsyncClient:
@@ -82,14 +83,20 @@ async def chat_choice(
 def _first_choice(content: bytes) -> Choice:
     try:
         choice = json.loads(content)["choices"][0]
-        stopped_by = choice.get("stop_reason")
         return Choice(
             message={**choice["message"]},
             finish_reason=str(choice.get("finish_reason")),
-            stopped_by=stopped_by if isinstance(stopped_by, str) else "",
+            stopped_by=_stopped_by(choice),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ChatFault(f"sent no chat completion: {type(error).__name__}: {error}", refused=True) from None
+
+
+def _stopped_by(choice: Mapping[str, Any]) -> str | None:
+    for name in ("stop_reason", "matched_stop"):  # as vLLM says it, and as SGLang does
+        if name in choice:
+            return choice[name] if isinstance(choice[name], str) else ""
+    return None
 
 
 def _refusal(response: httpx2.Response, content: bytes) -> ChatFault:

@@ -128,7 +128,8 @@ class EndpointPool:
     async def _attempt(self, http: httpx2.AsyncClient, body: Mapping[str, Any]) -> _Reply:
         try:
             async with asyncio.timeout(self.timeout_s):
-                return _read(await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES))
+                choice = await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES)
+                return _read(choice, body.get("stop") or ())
         except TimeoutError:
             raise ChatFault(f"no reply within {self.timeout_s:g} s", rests=True) from None
 
@@ -147,9 +148,9 @@ def openai_messages(task: Task) -> list[dict[str, Any]]:
     return messages
 
 
-def _read(choice: Choice) -> _Reply:
-    """Reasoning that the server has taken apart stands in ``<think>`` again, and the stop string at the end, as an
-    engine writes it, where the server names it. Raises ChatFault for a reply that a filter has withheld."""
+def _read(choice: Choice, stops: Sequence[str]) -> _Reply:
+    """Reasoning that the server has taken apart stands in ``<think>`` again, and the one of ``stops`` that ended the
+    text at its end, as an engine writes it. Raises ChatFault for a reply that a filter has withheld."""
     message, finished = choice.message, choice.finish_reason
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if finished == "content_filter":
@@ -157,5 +158,16 @@ def _read(choice: Choice) -> _Reply:
     if text is not None and not isinstance(text, str):
         raise ChatFault(f"sent no text: {text!r:.100}", refused=True)
     thought = f"<think>{reasoning}</think>" if isinstance(reasoning, str) else ""
-    ending = "" if thought and text is None else choice.stopped_by  # a stop within the reasoning is left as it is
+    within_reasoning = thought and text is None  # a stop in there is left as it is
+    ending = "" if within_reasoning else _ending(choice, text or "", stops)
     return _Reply(thought + (text or "") + ending, _FINISHED.get(finished, "unknown"))
+
+
+def _ending(choice: Choice, text: str, stops: Sequence[str]) -> str:
+    """The stop string that the server has cut off: the one that it names, or, where it says nothing of what stopped it,
+    the end of an answer that was left open."""
+    stop = choice.stopped_by
+    if stop is None:
+        left_open = choice.finish_reason == "stop" and text.rfind("<answer>") > text.rfind("</answer>")
+        stop = "</answer>" if left_open else ""
+    return stop if stop in stops and not text.endswith(stop) else ""

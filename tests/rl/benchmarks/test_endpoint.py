@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 
 import rl.benchmarks.endpoint
+from rewards.config import load_rewards
 from rewards.judge import Endpoint
+from rewards.service import RewardService
 from rl.benchmarks.endpoint import EndpointPool
 from rl.collect import make_requests
 from rl.errors import ConfigError
-from rl.types import EncodedImage, SamplingParams, Task, Trajectory
+from rl.types import EncodedImage, SamplingParams, ScoredTrajectory, Task, Trajectory
 from tests.rewards.fake_judge import Answer, FakeServer, serve
-from tests.samples import a_task
+from tests.samples import a_task, a_trajectory
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, stop=("</answer>",))
 
@@ -52,7 +54,7 @@ async def test_the_policys_own_prompt_is_asked_with_images_as_data_urls() -> Non
     prefix, encoded = user["content"][0]["image_url"]["url"].split(",")
     assert prefix == "data:image/png;base64" and base64.b64decode(encoded) == image.content
     assert (body["model"], body["temperature"], body["max_tokens"], body["stop"]) == ("m", 0.0, 64, ["</answer>"])
-    assert found.text == "<think>x</think><answer>yes" and found.finish_reason == "stop"
+    assert found.text == "<think>x</think><answer>yes</answer>" and found.finish_reason == "stop"
     assert (found.source, found.policy_version, found.length_tokens) == ("endpoint m", -1, 0)
 
 
@@ -102,7 +104,7 @@ async def test_reasoning_that_a_server_takes_apart_is_put_together_again() -> No
     body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
     with serve(lambda _: Answer(body=body)) as server:
         (found,) = await asked(pool_of(server))
-    assert found.text == "<think>because</think><answer>yes" and found.answer_text is None
+    assert found.text == "<think>because</think><answer>yes</answer>" and found.answer_text == "yes"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,49 @@ async def test_the_stop_string_ends_the_text_as_an_engines_where_the_server_name
     with serve(lambda _: Answer(body=json.dumps({"choices": [choice]}).encode())) as server:
         (found,) = await asked(pool_of(server))
     assert found.text == text
+
+
+OPEN = "<think>x</think><answer>yes"
+CLOSED = "<think>x</think><answer>yes</answer>"
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"finish_reason": "stop"}, CLOSED),  # it does not say by what
+        ({"finish_reason": "stop", "matched_stop": "</answer>"}, CLOSED),
+        ({"finish_reason": "stop", "message": {"content": CLOSED}}, CLOSED),  # it cuts nothing off
+        ({"finish_reason": "stop", "message": {"content": CLOSED}, "stop_reason": "</answer>"}, CLOSED),
+        ({"finish_reason": "stop", "stop_reason": None}, OPEN),  # the model ended there of itself
+        ({"finish_reason": "stop", "matched_stop": "<|endoftext|>"}, OPEN),
+        ({"finish_reason": "length"}, OPEN),
+        ({"finish_reason": "stop", "message": {"content": "no block"}}, "no block"),
+    ],
+)
+async def test_an_answer_ends_as_an_engine_ends_it_whatever_the_server_says_of_its_stop(
+    choice: dict[str, Any], text: str
+) -> None:
+    body = json.dumps({"choices": [{"message": {"content": OPEN}, **choice}]}).encode()
+    with serve(lambda _: Answer(body=body)) as server:
+        (found,) = await asked(pool_of(server))
+    assert found.text == text
+
+
+async def test_an_answer_that_no_stop_string_could_end_stays_open() -> None:
+    with serve(lambda _: Answer(OPEN)) as server:
+        (found,) = await asked(pool_of(server, parameters={"stop": None}))
+    assert found.text == OPEN
+
+
+async def test_a_completion_cut_at_the_stop_string_scores_as_the_whole_one_of_an_engine() -> None:
+    with serve(lambda _: Answer(OPEN)) as server:
+        (found,) = await asked(pool_of(server))
+    section = {"scorers": {"answer": {"use": "answer"}, "letters": {"use": "tests.scorers:LetterShare"}}}
+    with RewardService(load_rewards(section)) as service:
+        ours, engines = await service.score_many([found, a_trajectory(CLOSED, task=found.task)])
+    assert isinstance(ours, ScoredTrajectory) and isinstance(engines, ScoredTrajectory)
+    assert [record.score for record in ours.scores.values()] == [record.score for record in engines.scores.values()]
+    assert ours.reward == engines.reward
 
 
 async def test_parameters_are_added_and_taken_out() -> None:
