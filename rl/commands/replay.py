@@ -160,7 +160,8 @@ def _show(found: Any, *, before: Path, after: Path, out: Path | None) -> None:
         print(line)
     if out is not None:
         write_summary(out, as_json(found), name="comparison.json")
-        print(f"report: {write_comparison_report(out, found, examples, roles=roles_of(after))}")
+        report = write_comparison_report(out, found, examples, roles=roles_of(after), before=before)
+        print(f"report: {report}")
 
 
 def _steps(text: str) -> set[int]:

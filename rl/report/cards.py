@@ -11,6 +11,7 @@ from rl.replay.shares import Shares
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
+from rl.report.regions import DrawnBox, both_boxes, drawn_boxes
 from rl.report.trace import verdict_badge
 from rl.report.trajectory import case_panel, group_strip, hallucinated, outcome_chip, reward_of, trace_panel
 from rl.types import Group, ScoredTrajectory, Task, Unscored
@@ -236,7 +237,8 @@ def _pair_card(before: Shown, after: Shown, *, roles: Mapping[str, str], picture
         )
         for name, one in (("Before", before), ("After", after))
     ]
-    body = element("div", _case_panel(after.group.task, pictures), *sides, class_="card-body pair")
+    boxes = both_boxes(before.item, after.item, coordinates=pictures.coordinates)
+    body = element("div", _case_panel(after.group.task, pictures, boxes), *sides, class_="card-body pair")
     return element("details", heading, body, class_=f"card {change}", open="" if opened else None)
 
 
@@ -250,7 +252,9 @@ def _single_card(shown: Shown, *, roles: Mapping[str, str], pictures: Pictures, 
         element("span", *_standing(shown), class_="figures standing"),
         *(verdict_badge(verdict, count=count) for verdict, count in hallucinated(shown.item).items()),
     )
-    body = element("div", _case_panel(shown.group.task, pictures), trace_panel(shown.item, roles), class_="card-body")
+    boxes = drawn_boxes(shown.item, coordinates=pictures.coordinates)
+    case = _case_panel(shown.group.task, pictures, boxes)
+    body = element("div", case, trace_panel(shown.item, roles), class_="card-body")
     classes = " ".join(("card", *sorted(shown.kinds)))
     return element("details", heading, body, class_=classes, open="" if opened else None)
 
@@ -271,8 +275,9 @@ def _place(shown: Shown) -> int | None:
     return next((place for place, item in enumerate(shown.group.scored) if item is shown.item), None)
 
 
-def _case_panel(task: Task, pictures: Pictures) -> Markup:
+def _case_panel(task: Task, pictures: Pictures, boxes: Sequence[DrawnBox]) -> Markup:
     images = [
-        pictures.element(image, f"image {index + 1} of case {task.id}") for index, image in enumerate(task.images)
+        pictures.element(image, f"image {index + 1} of case {task.id}", [box for box in boxes if box.image == index])
+        for index, image in enumerate(task.images)
     ]
     return case_panel(task, images)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from entities.reference import Coordinates
 from rl.replay.compare import Comparison, Shift
 from rl.replay.compare_text import mean, ranks, signs, versions, winners
 from rl.replay.examples import Pair
@@ -19,13 +20,22 @@ _BINS = 20
 _WIDTH, _HALF = 220.0, 26.0
 
 
-def comparison_page(found: Comparison, examples: Sequence[Pair], *, roles: Mapping[str, str]) -> str:
-    """The whole page; ``roles`` says what each scorer's score is used for in the scoring that comes after."""
+def comparison_page(
+    found: Comparison, examples: Sequence[Pair], *, roles: Mapping[str, str], coordinates: Coordinates = "pixel"
+) -> str:
+    """The whole page; ``roles`` says what each scorer's score is used for in the scoring that comes after, and the
+    policy wrote its boxes in ``coordinates``."""
     links = {"scorers": "Scorers", "examples": "Examples"} if examples else {"scorers": "Scorers"}
-    return document(f"{found.before} → {found.after}", links=links, sections=_sections(found, examples, roles))
+    return document(
+        f"{found.before} → {found.after}",
+        links=links,
+        sections=_sections(found, examples, roles, Pictures(coordinates=coordinates)),
+    )
 
 
-def _sections(found: Comparison, examples: Sequence[Pair], roles: Mapping[str, str]) -> Iterator[Markup]:
+def _sections(
+    found: Comparison, examples: Sequence[Pair], roles: Mapping[str, str], pictures: Pictures
+) -> Iterator[Markup]:
     yield _verdict(found)
     lead = (
         "Each distribution before stands above the line, after it below. Moved is the Wasserstein-1 distance between "
@@ -34,7 +44,7 @@ def _sections(found: Comparison, examples: Sequence[Pair], roles: Mapping[str, s
     yield section("scorers", "Scorers", lead, _table(found, roles))
     if examples:
         note = f"The {len(examples)} trajectories whose reward moved most, before on the left and after on the right."
-        cards = pair_cards(examples, note, roles=roles, pictures=Pictures())
+        cards = pair_cards(examples, note, roles=roles, pictures=pictures)
         yield section("examples", "Examples", "", cards)
 
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from entities.reference import Coordinates
 from rl.errors import LogError
 from rl.metrics import NONFINITE, is_declared, read_metrics
 from rl.replay.shares import Shares, shares_of
@@ -96,6 +97,21 @@ def config_roles(config: Mapping[str, Any]) -> dict[str, str]:
         for name, entry in scorers.items()
         if isinstance(entry, dict)
     }
+
+
+def box_coordinates(config: Mapping[str, Any]) -> Coordinates:
+    """The coordinates that the policy writes boxes in, as the scorers of the config were told; pixels if none was."""
+    scorers = (config.get("rewards") or {}).get("scorers") or {}
+    said = [entry.get("box_coordinates") for entry in scorers.values() if isinstance(entry, dict)]
+    known: tuple[Coordinates, ...] = get_args(Coordinates)
+    return next((name for each in said for name in known if each == name), "pixel")
+
+
+def box_coordinates_in(folder: Path) -> Coordinates:
+    """Those of the run in a folder, or of the run that the replay in it was made of."""
+    record = _parsed(_text(folder / "replay.json", []), "replay.json", json.loads, [])
+    config = Path(record.get("source", folder)) / "config.yaml"
+    return box_coordinates(_parsed(_text(config, []), config.name, yaml.safe_load, []))
 
 
 def _text(path: Path, notes: list[str]) -> str:

@@ -11,7 +11,7 @@ from rl.report.cards import evaluation_cards, trajectory_cards
 from rl.report.charts import LARGE, SMALL, Series, format_value, line_chart, stacked_chart
 from rl.report.frame import document, section
 from rl.report.gantt import gantt
-from rl.report.input import RunRecord, config_roles
+from rl.report.input import RunRecord, box_coordinates, config_roles
 from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
 from rl.report.trace import verdict_badge
@@ -39,7 +39,7 @@ def page(run: RunRecord) -> str:
 
 def _sections(run: RunRecord) -> Iterator[Markup]:
     roles = config_roles(run.config)
-    pictures = Pictures()
+    pictures = Pictures(coordinates=box_coordinates(run.config))
     yield _verdict(run)
     if charts := _charts(run):
         yield section(

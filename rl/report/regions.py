@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from entities.reference import Box, Coordinates
@@ -24,12 +24,14 @@ _REFERENCE, _ANSWER, _CITED = "reference", "answer", "cited"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnBox:
     """A box (left, top, right, bottom) in shares of an image's width and height. ``tone`` is ``reference``, ``answer``,
-    ``cited``, or the verdict on the claim that cites it."""
+    ``cited``, or the verdict on the claim that cites it; ``when`` is ``before`` or ``after`` where only one of two
+    trajectories has it."""
 
     image: int
     box: Box
     tone: str
     label: str
+    when: str = ""
 
 
 def drawn_boxes(item: ScoredTrajectory | Unscored, *, coordinates: Coordinates = "pixel") -> list[DrawnBox]:
@@ -39,6 +41,17 @@ def drawn_boxes(item: ScoredTrajectory | Unscored, *, coordinates: Coordinates =
     """
     found = chain(_reference_boxes(item.trajectory.task), _answer_boxes(item), _cited_boxes(item, coordinates))
     return list(islice(found, _MOST_BOXES))
+
+
+def both_boxes(
+    before: ScoredTrajectory | Unscored, after: ScoredTrajectory | Unscored, *, coordinates: Coordinates = "pixel"
+) -> list[DrawnBox]:
+    """The boxes of two trajectories of a case: what both have once, and what one has said to be its own."""
+    earlier, later = (drawn_boxes(item, coordinates=coordinates) for item in (before, after))
+    return [
+        *(replace(each, when="" if each in later else "before") for each in earlier),
+        *(replace(each, when="after") for each in later if each not in earlier),
+    ]
 
 
 def _reference_boxes(task: Task) -> Iterator[DrawnBox]:
@@ -82,8 +95,8 @@ def picture(image: EncodedImage, source: str, alt: str, boxes: Sequence[DrawnBox
         "svg", *(_rectangle(each, image) for each in boxes), class_="boxes", viewBox=f"0 0 {image.width} {image.height}"
     )
     shown = element("img", src=source, alt=alt, width=image.width, height=image.height)
-    tones = dict.fromkeys((each.tone, _told(each)) for each in boxes)
-    key = [element("li", element("i", class_=f"box-{tone}"), told) for tone, told in tones]
+    kinds = dict.fromkeys((_class(each), _told(each)) for each in boxes)
+    key = [element("li", element("i", class_=name), told) for name, told in kinds]
     return element(
         "figure",
         element("div", shown, drawn if boxes else "", class_="picture"),
@@ -92,12 +105,17 @@ def picture(image: EncodedImage, source: str, alt: str, boxes: Sequence[DrawnBox
 
 
 def _told(box: DrawnBox) -> str:
-    return {_REFERENCE: box.label, _ANSWER: "answer", _CITED: "cited"}.get(box.tone, f"cited, {box.tone}")
+    told = {_REFERENCE: box.label, _ANSWER: "answer", _CITED: "cited"}.get(box.tone, f"cited, {box.tone}")
+    return f"{told}, {box.when}" if box.when else told
+
+
+def _class(box: DrawnBox) -> str:
+    return f"box-{box.tone} {box.when}".rstrip()
 
 
 def _rectangle(drawn: DrawnBox, image: EncodedImage) -> Markup:
     left, top, right, bottom = (min(max(share, 0.0), 1.0) for share in drawn.box)
-    title = element("title", f"{drawn.label} ({drawn.tone})")
+    title = element("title", f"{drawn.label} ({', '.join(filter(None, (drawn.tone, drawn.when)))})")
     return element(
         "rect",
         title,
@@ -105,5 +123,5 @@ def _rectangle(drawn: DrawnBox, image: EncodedImage) -> Markup:
         y=top * image.height,
         width=max(right - left, 0.0) * image.width,
         height=max(bottom - top, 0.0) * image.height,
-        class_=f"box-{drawn.tone}",
+        class_=_class(drawn),
     )

@@ -11,7 +11,7 @@ from typing import Any
 from rl.replay.compare import Comparison, compare
 from rl.replay.examples import Pair, read_examples
 from rl.report.comparison import comparison_page
-from rl.report.input import read_run
+from rl.report.input import box_coordinates_in, read_run
 from rl.report.page import page
 from rl.report.results import results_page
 
@@ -38,14 +38,16 @@ def _write_replay_report(folder: Path, *, source: Path) -> Path:
     from rollouts.log import KINDS
 
     found = compare(source, folder, tuple(choose_steps(folder, steps=None, kinds=KINDS)))
-    return write_comparison_report(folder, found, read_examples(found, source, folder), roles=roles_of(folder))
+    examples = read_examples(found, source, folder)
+    return write_comparison_report(folder, found, examples, roles=roles_of(folder), before=source)
 
 
 def write_comparison_report(
-    out: Path, found: Comparison, examples: Sequence[Pair], *, roles: Mapping[str, str]
+    out: Path, found: Comparison, examples: Sequence[Pair], *, roles: Mapping[str, str], before: Path
 ) -> Path:
-    """Write ``report.html`` of two scorings into the folder ``out`` (see `rl.report.comparison`)."""
-    return _written(out, comparison_page(found, examples, roles=roles))
+    """Write ``report.html`` of two scorings, the former in ``before``, into the folder ``out`` (see
+    `rl.report.comparison`)."""
+    return _written(out, comparison_page(found, examples, roles=roles, coordinates=box_coordinates_in(before)))
 
 
 def write_results_report(out: Path, results: Mapping[str, Any]) -> Path:

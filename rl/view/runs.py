@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from entities.reference import Coordinates
 from rl.errors import LogError
 from rl.metrics import read_metrics
-from rl.report.input import config_roles
+from rl.report.input import box_coordinates, config_roles
 
 _DEPTH = 2  # runs/ holds an evaluation, which holds its benchmarks
 _NAMES_LISTED = 3
@@ -75,13 +76,9 @@ def roles_in(folder: Path) -> dict[str, str]:
     return config_roles(_parsed(folder / "config.yaml"))
 
 
-def box_coordinates_in(folder: Path) -> str:
-    """The coordinates that the policy writes boxes in, as the run's scorers were told; pixels if none was."""
-    scorers = (config_of(folder).get("rewards") or {}).get("scorers") or {}
-    said = [
-        each["box_coordinates"] for each in scorers.values() if isinstance(each, dict) and "box_coordinates" in each
-    ]
-    return str(said[0]) if said else "pixel"
+def box_coordinates_in(folder: Path) -> Coordinates:
+    """The coordinates that the policy writes boxes in (see `rl.report.input.box_coordinates`)."""
+    return box_coordinates(config_of(folder))
 
 
 def config_of(folder: Path) -> Mapping[str, Any]:

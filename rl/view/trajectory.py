@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
-from entities.reference import Coordinates
 from rl.report.charts import format_value
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
@@ -115,7 +114,7 @@ def _group(siblings: Sequence[Sibling]) -> Markup:
 
 
 def _pictures(opened: Opened) -> Iterator[Markup]:
-    coordinates = cast(Coordinates, box_coordinates_in(opened.folder))
+    coordinates = box_coordinates_in(opened.folder)
     boxes = drawn_boxes(opened.item, coordinates=coordinates)
     task = opened.item.trajectory.task
     for number, (image, entry) in enumerate(zip(task.images, opened.row["images"], strict=True)):
