@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 import unicodedata
@@ -18,7 +19,10 @@ _LETTER = re.compile(
 )
 _LIST = r"\)?(?:\s?[,/]\s?(?:(?:and|or|nor)\s)?|\s(?:and|or|nor)\s)\(?"  # between the letters of a list
 _REJECTED = re.compile(
-    r"\b(?:no|not|without|rather than|instead of|rules? out|ruled out|excludes?|unlike|except)\s{1,2}\W{0,2}"
+    r"\b(?:no|not|without|rather than|instead of|rules? out|ruled out|excludes?|unlike|except|anything but)"
+    r"\s{1,2}\W{0,2}"
+    r"(?:(?:choose|pick|select|recommend|go\swith|be|likely|have|need|require|give|use|show|suggest|due\sto|consistent\swith)"
+    r"\s{1,2}\W{0,2})?"
     r"(?:(?:an?|the|option|answer|choice)\s{1,2}\W{0,2}){0,2}"
     rf"(?:[A-Z]\b{_LIST}){{0,9}}$",
     re.IGNORECASE,
@@ -91,15 +95,24 @@ def _named_by_text(given: str, options: Mapping[str, str]) -> tuple[set[str], st
     """
     named = set()
     for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
-        words = re.findall(r"\w+", option)
-        if not words:
+        phrase = _phrase(unicodedata.normalize("NFKC", option))
+        if not phrase:
             continue
-        phrase = r"[\W_]{1,4}".join(map(re.escape, words))
         for match in re.finditer(rf"(?<!\w)(?<!\d[.,]){phrase}(?!\w)(?![.,]\d)", given, re.IGNORECASE):
             if not _rejected(given, match.start(), match.end()):
                 named.add(letter)
             given = f"{given[: match.start()]}{';' * len(match[0])}{given[match.end() :]}"
     return named, given
+
+
+def _phrase(option: str) -> str:
+    """A pattern of the option's words, between which any punctuation may stand, and none at a number (``15mg``)."""
+    words = re.findall(r"\d+|[^\W\d_]+", option)
+    phrase = "".join(words[:1])
+    for word, following in itertools.pairwise(words):
+        fewest = 0 if word.isdigit() != following.isdigit() else 1
+        phrase += rf"[\W_]{{{fewest},4}}{following}"
+    return phrase
 
 
 def _named_by_letter(given: str, options: Mapping[str, str], *, lone_word: bool) -> set[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import re
+import unicodedata
 from dataclasses import dataclass
 
-from rewards.answer_types.reading import Check, key_number, key_value
+from rewards.answer_types.reading import Check, denied, key_number, key_value
 from rewards.scorer import InvalidInput
 from rl.types import Task
 
@@ -34,8 +35,8 @@ _FORMS = tuple(
     )
 )
 _GESTATION = re.compile(
-    r"(?<![\w.])(?P<weeks>\d{1,2})\s?(?:(?:-|and\s)?\s?(?P<sevenths>[0-6])/7\s?-?)?(?:w|wk|wks|weeks?)"
-    r"(?:(?:\s?,|\s?and|\s?\+)?\s?(?P<days>[0-6])\s?(?:d|days?|/7))?(?![\w/])"
+    r"(?<![\w.])(?P<weeks>\d{1,2})\s?(?:(?:-|and\s)?\s?(?P<sevenths>[0-6])/7\s?)?-?(?:w|wk|wks|weeks?)"
+    r"(?:(?:\s?,|\s?and|\s?\+)?\s?(?P<days>[0-6])(?:[\s-]?(?:d|days?)|\s?/7))?(?![\w/])"
     r"|(?<![\w.])(?P<plus_weeks>\d{1,2})\s?(?:\+\s?(?P<plus_days>[0-6])(?:\s?/7)?|\s(?P<bare_sevenths>[0-6])/7)(?![\w/])"
     r"|(?<![\w.])(?P<only_days>\d{2,3})\s?(?:d|days)(?!\w)",
     re.IGNORECASE,
@@ -58,8 +59,9 @@ def check(given: str, task: Task) -> Check:
     """Key: ``{"value": "2024-03-05" | "2024-03" | "32w4d", "tolerance_days"?, "day_first"?}``.
 
     Dates are read in the usual spellings, with years of four digits; ``05/03/2024`` is read month first unless
-    ``day_first``, and the other way round where only that is a date. All dates that are given must be right. A
-    gestational age is one number of days, whatever its spelling (``32w4d``, ``32+4``, ``32 4/7 weeks``, ``228 days``).
+    ``day_first``, and the other way round where only that is a date. All dates that are given and not rejected
+    (``March 5, not March 6``) must be right. A gestational age is one number of days, whatever its spelling
+    (``32w4d``, ``32+4``, ``32 4/7 weeks``, ``228 days``).
     """
     key = key_value(task, str)
     day_first = task.answer.get("day_first") is True
@@ -100,7 +102,10 @@ def _compare_days(found: list[int], expected: int, task: Task) -> Check:
 def _gestation(text: str) -> list[int]:
     """Gestational ages in days."""
     found = set()
+    text = unicodedata.normalize("NFKC", text).translate({ord("周"): "w", ord("天"): "d"})
     for match in _GESTATION.finditer(text):
+        if denied(text, match.start()):
+            continue
         weeks = match["weeks"] or match["plus_weeks"] or "0"
         parts = ("sevenths", "days", "plus_days", "bare_sevenths", "only_days")
         days = next((match[part] for part in parts if match[part]), "0")
@@ -114,7 +119,8 @@ def _dates(text: str, *, day_first: bool) -> list[_Date]:
     for form in _FORMS:
         for match in list(form.finditer(text)):
             if date := _date(match, day_first=day_first):
-                found.add(date)
+                if not denied(text, match.start()):
+                    found.add(date)
                 text = f"{text[: match.start()]}{';' * len(match[0])}{text[match.end() :]}"
     return sorted(found)
 

@@ -13,14 +13,16 @@ from rl.types import Task
 if TYPE_CHECKING:
     from entities.tree import EntityTree
 
-_SEPARATOR = re.compile(r"[,;\n|•]|\s(?:and|&|\+|/)\s|(?:^|(?<=\s))(?:[-*]|\(?\d{1,3}[.)])\s+", re.MULTILINE)
+_SEPARATOR = re.compile(r"[,;\n|•]|\s(?:and|as well as|&|\+|/)\s|(?:^|(?<=\s))(?:[-*]|\(?\d{1,3}[.)])\s+", re.MULTILINE)
 _LEAD = re.compile(
-    r"^(?:(?:the|my)\s)?(?:labels?|findings?|diagnos[ie]s|abnormalit(?:y|ies)|answers?|conditions?|impression)\s?"
-    r"(?::|is\b|are\b|includes?\b)\s?",
+    r"^(?:(?:the|my)\s)?[\"']?(?:labels?|findings?|diagnos[ie]s|abnormalit(?:y|ies)|answers?|conditions?|impression)"
+    r"[\"']?\s?(?::|is\b|are\b|includes?\b)\s?"
+    r"|^(?:(?:the|this)\s)?(?:image|scan|study|radiograph|x-ray|ct|mri)\s(?:shows?|demonstrates?|reveals?)\s"
+    r"|^there\s(?:is|are)\s",
     re.IGNORECASE,
 )
 _NOTHING = frozenset(
-    {"", "none", "no findings", "no finding", "nothing", "no labels", "n/a", "normal", "no abnormality"}
+    {"", "none", "no findings", "no finding", "nothing", "no labels", "n/a", "normal", "no abnormality", "无"}
 )
 _METRICS = ("f1", "precision", "recall", "exact")
 MAX_LABELS = 256

@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 
-from rewards.answer_types.reading import Check, key_number
+from rewards.answer_types.reading import Check, denied, key_number
 from rewards.quantity import Quantity, Unit, convert, own_unit, parse_unit, quantities
 from rewards.scorer import InvalidInput
 from rl.types import Task
@@ -21,9 +21,18 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _IN_WORDS = {"none": 0, "no": 0} | {word: value for value, word in enumerate(_SMALL.split())}
 _IN_WORDS |= {word: 10 * tens for tens, word in enumerate(_TENS.split(), start=2)}
 _FRACTION = re.compile(r"\s*(\d{1,9})\s?/\s?(\d{1,9})\s*")
-_AFTER_SIGN = re.compile(r"[=≈]")
+_AFTER_SIGN = re.compile(r"(?<![<>])[=≈]")
+_DIGIT = re.compile(r"\d")
 _PERCENT = parse_unit("%")
 _MARGIN = re.compile(r"(?:±|\+/-)\s?$")  # in front of a margin, which is no second answer
+_BOUND = re.compile(
+    r"(?:(?<![\w\"'/|])[<>≤≥]=?|\b(?:(?:less|more|greater|fewer|higher|lower)\sthan|at\s(?:least|most)|up\sto))\s?$",
+    re.IGNORECASE,
+)
+_CHINESE_UNITS = {
+    **{"厘米": "cm", "毫米": "mm", "微米": "µm", "毫克": "mg", "微克": "µg", "千克": "kg", "公斤": "kg", "毫升": "mL"},
+    **{"岁": "years", "小时": "hours", "分钟": "minutes"},
+}
 _GROUPS = re.compile(
     r"(?<![\w.,])\d{1,3}(?:(?:[ '’\u2009\u202f]\d{3}){1,5}|(?:\.\d{3}){2,5})(?![\d'’]|[., ]\d)"
 )  # thousands that are set apart otherwise than by commas
@@ -34,14 +43,19 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:times|cdot)(?![a-z])", "×"),
         (r"\\[,;:! ]|~|\{,\}", " "),
         (r"\\%", "%"),
+        (r"\s?\$\s?", " "),
+        *((rf"(?<=\d)\s?{chinese}", f" {unit} ") for chinese, unit in _CHINESE_UNITS.items()),
+        (r"(?<=[\u4e00-\u9fff])(?=[\d.])|(?<=[\w%])(?=[\u4e00-\u9fff])", " "),
         (r"(?<=10)(?:\*\*|\^)\s?\{?\s?([-+−]?\d{1,3})\s?\}?", r"^\1"),
         (r"(?<![\w.×*·^])(?<![×x*·] )10\^([-+−]?\d{1,3})", r"1e\1"),
         (r"^\W{0,4}(?:minus|negative|[–−-])\s?(?=[\d.])", "-"),
         (r"(?<=\d)\s?(?:thousand)\b", "e3"),
+        (r"(?<=\d)\s?K(?=\s?/\s?(?:[uµμ]L|mm))", "e3"),
         (r"(?<=\d)\s?(?:million)\b", "e6"),
         (r"(?<=\d)\s?(?:billion)\b", "e9"),
         (r"\bper\s?cent\b", "%"),
         (r"(?<=[a-z])\sper\s(?=[a-z])", "/"),
+        (r"(?<=[a-z])[ ·]([a-zµ]{1,4})\s?\^\s?\{?\s?[-−]1\s?\}?", r"/\1"),
         (r"(?<=/)\((\w{1,12})[ ·*⋅](\w{1,12})\)", r"\1/\2"),
         (r"\s?/\s?1[.,]73\s?m(?:2|²|\^2)", ""),  # of body surface: it goes without saying
         (r"\bmm\sHg\b", "mmHg"),
@@ -66,14 +80,18 @@ def check(given: str, task: Task) -> Check:
     Right within the larger of the tolerances (both inclusive; neither: equal to nine digits); ``decimals`` rounds the
     answer first (0: to an integer); with a ``range`` whatever lies in it is right. A unit that was left out is the
     key's, unless required; another unit is converted. Of a calculation the last result counts; otherwise all numbers
-    that are given must be right, so that listing many is no answer.
+    that are given and not rejected (``5, not 7``) must be right, so that listing many is no answer. A bound (``> 5``)
+    is no value.
     """
     given = plainly_spelled(given)
     unit = _unit(task)
     low, high = _bounds(task)
-    if _POWER.search(given):
+    if _POWER.search(given, _result_start(given)):
         return Check(0.0, "holds a power, which is not computed", read="a power")
     found = _read(given, unit)
+    bounds = [each for each in found if _BOUND.search(given[max(0, each.start - 16) : each.start])]
+    if bounds and task.answer.get("range") is None:
+        return Check(0.0, "gives a bound, which is no value", read="a bound")
     if not found:
         return Check(0.0, "holds no number")
     if len(found) > MAX_QUANTITIES:
@@ -136,14 +154,21 @@ def _read(given: str, unit: Unit) -> list[Quantity]:
         given = _TEMPERATURE.sub(r" °\1", given)
     found = quantities(given, further_units=further)
     found = [each for each in found if not _MARGIN.search(given[max(0, each.start - 4) : each.start])]
-    if not found:
+    rejected = [each for each in found if denied(given, each.start)]
+    found = [each for each in found if each not in rejected]
+    if not found and not rejected:
         return [_plain(float(value)) for value in sorted(_in_words(given))]
     for index, (each, following) in enumerate(itertools.pairwise(found)):
         if not each.unit and following.unit and _SPAN.fullmatch(given, each.end, following.start):
             found[index] = dataclasses.replace(each, unit=following.unit)  # 30 to 40 mm
+    start = _result_start(given)
+    return [each for each in found if each.start >= start] or found
+
+
+def _result_start(given: str) -> int:
+    """Where the last result of a calculation begins: behind the last sign of equality that a number follows."""
     signs = [match.end() for match in _AFTER_SIGN.finditer(given)]
-    results = [each for each in found if signs and each.start >= signs[-1]]
-    return results or found
+    return signs[-1] if signs and _DIGIT.search(given, signs[-1]) else 0
 
 
 def plainly_spelled(text: str) -> str:

@@ -36,12 +36,15 @@ _BLANK = re.compile(r"\s*")
 _BRACE = re.compile(r"[{}]")
 _SAID = re.compile(
     r"\b(?:(?:the|my)\s)?(?:(?:final|correct|best|right|most likely)\s)?"
-    r"(?:answer|option|choice|diagnosis)\s?(?:is|:|=|would be|should be)(?![a-z])[:\s]?",
-    re.IGNORECASE,
+    r"(?:answer|option|choice|diagnosis)\s?(?:is|:|=|would be|should be)(?![a-z])[:\s]?"
+    r"|^[#*_][#*_ ]{0,8}(?:(?:final|correct|best)\s)?answer[*_ ]{0,4}$"  # a heading
+    r"|(?:答案|诊断)\s?(?:是|为|:|：)|故(?:应)?选(?:择)?",
+    re.IGNORECASE | re.MULTILINE,
 )
+_DENIED = re.compile(r"\b(?:not|rather than|instead of)\s(?:(?:on|in|at)\s)?$", re.IGNORECASE)
 _WRAPPERS = (("**", "**"), ("*", "*"), ("`", "`"), ("$", "$"), ('"', '"'), ("'", "'"), ("“", "”"), ("\\(", "\\)"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]*)\}")
-_WIDTHS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xA0: " "}
+_WIDTHS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xA0: " ", 0x3001: ", ", 0x3002: ". "}
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF])
 MAX_UNWRAPPINGS = 8
 MAX_STATEMENTS = 40
@@ -119,6 +122,11 @@ def said(text: str) -> list[tuple[int, int]]:
         if text[start : (end if line_end < 0 else line_end)].strip():
             found.append((start, end if line_end < 0 else line_end))
     return found
+
+
+def denied(text: str, start: int) -> bool:
+    """Whether what begins at ``start`` is what the text rejects (``5 mm, not 7 mm``)."""
+    return _DENIED.search(text[max(0, start - 20) : start]) is not None
 
 
 def contains_words(text: str, words: str) -> bool:

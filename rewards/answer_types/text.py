@@ -17,6 +17,7 @@ MATCHES = ("exact", "meaning", "overlap")
 _LEAD = re.compile(
     r"^(?:(?:it|this|that|there|they|these|those)\s(?:is|are|shows?)|(?:this|image|scan)\s(?:is|shows?)|in|on|at)\s+"
 )
+_TWICE = re.compile(r"([^()]{1,200})\(([^()]{1,200})\)")
 
 
 def check(given: str, task: Task, *, tree: EntityTree | None = None) -> Check:
@@ -35,10 +36,16 @@ def check(given: str, task: Task, *, tree: EntityTree | None = None) -> Check:
     if match not in MATCHES:
         raise InvalidInput(f"answer.match of task {task.id!r} must be one of {', '.join(MATCHES)}; got {match!r}")
     read = reference_form(given)
-    if read in forms or (tree and read and any(tree.same(read, form) for form in forms)):
+    if read in forms or _same_twice(given, forms) or (tree and read and any(tree.same(read, form) for form in forms)):
         return Check(1.0, f"read {read!r}, as expected", read=read)
     value, why = (0.0, "") if match == "exact" else _by_meaning(given, references, tree, match=match)
     return Check(value, f"read {read[:200]!r}, expected {forms[0]!r}{why}", read=read)
+
+
+def _same_twice(given: str, forms: list[str]) -> bool:
+    """Whether a text gives two of the expected forms, one of them in parentheses (``pulmonary embolism (PE)``)."""
+    match = _TWICE.fullmatch(given.strip())
+    return match is not None and all(reference_form(each) in forms for each in match.groups())
 
 
 def reference_form(text: str) -> str:

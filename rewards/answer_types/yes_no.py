@@ -11,21 +11,26 @@ from rl.types import Task
 
 _POLARITIES = ("yes", "no", "maybe")
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "yes": ("y", "yeah", "yep", "true", "affirmative"),
-    "no": ("n", "nope", "false"),
-    "maybe": ("uncertain", "unclear", "possibly", "perhaps", "indeterminate", "equivocal", "undetermined"),
+    "yes": ("y", "yeah", "yep", "true", "affirmative", "是", "是的", "有"),
+    "no": ("n", "nope", "false", "否", "不是", "没有", "无"),
+    "maybe": (
+        *("uncertain", "unclear", "possibly", "perhaps", "indeterminate", "equivocal", "undetermined", "inconclusive"),
+        *("可能", "不确定"),
+    ),
 }
 _OPPOSITES = {"yes": "no", "no": "yes"}
 _WORD = re.compile(r"[^\W_]+")
 _JOINS = frozenset({"and", "or", "but", "nor", *_POLARITIES})
+_BE = frozenset({"is", "are", "was", "were"})
+_CERTAINTY = frozenset({"doubt", "question"})
 
 
 def check(given: str, task: Task) -> Check:
     """Key: ``{"value": "yes" | "no" | "maybe" | true | false, "synonyms"?: {"yes": ["malignant"], …}}``.
 
-    A polarity that stands alone counts (``Yes: malignant``, ``… so yes``); a *no* inside the text that belongs to a
-    noun (``Yes, no effusion``) does not. Synonyms are looked for where no polarity is said. Several polarities at
-    once (``yes and no``) are no answer.
+    A polarity that stands alone counts (``Yes: malignant``, ``… so yes``), and a *no* that opens the text (``No mass``,
+    ``There is no mass``); one inside it that belongs to a noun (``Yes, no effusion``) does not. Synonyms are looked for
+    where no polarity is said. Several polarities at once (``yes and no``) are no answer.
     """
     expected = _expected(task)
     said = _said(given) or _said_by_synonym(given, _synonyms(task))
@@ -60,8 +65,12 @@ def _said(given: str) -> set[str]:
         if word not in _POLARITIES:
             continue
         follower, follower_start, _ = words[index + 1] if index + 1 < len(words) else ("", len(given), 0)
+        opens = index == 0 or (index == 2 and words[0][0] == "there" and words[1][0] in _BE)
         belongs_to_noun = (
-            word == "no" and index > 0 and follower not in ("", *_JOINS) and not given[end:follower_start].strip()
+            word == "no"
+            and (not opens or follower in _CERTAINTY)
+            and follower not in ("", *_JOINS)
+            and not given[end:follower_start].strip()
         )
         negated = index > 0 and words[index - 1][0] == "not"
         if not belongs_to_noun:

@@ -205,6 +205,8 @@ async def test_number(trajectory: Any, given: str, extra: dict[str, Any], expect
         ("The Right Upper-Lobe.", {}, 1.0),
         ("It is the right upper lobe", {}, 1.0),
         ("RUL", {"synonyms": ["RUL"]}, 1.0),
+        ("Right upper lobe (RUL)", {"synonyms": ["RUL"]}, 1.0),
+        ("Right upper lobe (LUL)", {"synonyms": ["RUL"]}, 0.0),
         ("left upper lobe", {}, 0.0),
         ("right lobe", {}, 0.0),
         # overlap: 2 shared words of 2 + 3, F1 = 4/5; sides are then 'right' against 'right, upper'
@@ -229,6 +231,11 @@ async def test_text(trajectory: Any, given: str, extra: dict[str, Any], expected
         ("- effusion\n- cardiomegaly", {}, 1.0),
         ('["Effusion", "Cardiomegaly"]', {}, 1.0),
         ("effusion, effusion, cardiomegaly", {}, 1.0),
+        ("effusion、cardiomegaly。", {}, 1.0),
+        ("The image shows effusion as well as cardiomegaly.", {}, 1.0),
+        ('{"findings": ["effusion", "cardiomegaly"]}', {}, 1.0),
+        ("The image shows no effusion", {"value": ["effusion"]}, 0.0),
+        ("无", {"value": []}, 1.0),
         ("effusion", {}, 2 / 3),  # 2 * 1 / (1 + 2)
         ("effusion, edema", {}, 0.5),  # 2 * 1 / (2 + 2)
         ("effusion, edema", {"metric": "recall"}, 0.5),

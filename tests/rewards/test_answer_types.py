@@ -33,6 +33,11 @@ def answered(given: str) -> str:
         *("I would pick (B).", "B!", "B - Pneumonia", "Pneumonia (B)", "<b>B</b>", "Answer:\nB", "答案是B"),
         *("\nB\nbecause of lobar consolidation", "B because A is wrong", "B. A is unlikely", "B (not A, C or D)"),
         *("B is correct; A, C and D are not", "A is wrong, so B", "Not A; B", "Tuberculosis is unlikely; pneumonia"),
+        *(
+            "I would not choose A, I would choose B",
+            "The patient does not have tuberculosis; pneumonia",
+            "答案为（B）。",
+        ),
     ],
 )
 async def test_an_option_is_found_in_whatever_wrapping(trajectory: Any, given: str) -> None:
@@ -43,6 +48,7 @@ async def test_an_option_is_found_in_whatever_wrapping(trajectory: Any, given: s
     "given",
     [
         *("AB", "A/B", "ABCD", "Either A or B", "All of the above", "none of the above", "B is wrong", "pneumonias"),
+        *("Anything but B", "I would not choose B", "The patient does not have pneumonia"),
         *("The answer is a", "Pneumonia is unlikely", r"\boxed{A} or \boxed{B}", r"\boxed{B} or \boxed{A}"),
         "A. Tuberculosis\nB. Pneumonia\nC. Lung cancer\nD. None of the above",
     ],
@@ -56,6 +62,11 @@ async def test_what_names_none_or_several_options_is_no_answer(trajectory: Any, 
     [
         ("**Answer:** B", 1.0),
         ("### Answer\nB", 1.0),
+        # more than a reply that is hardly longer than its answer
+        ("It is lobar, and acute. " * 10 + "\n\n### Final Answer\n\n**B. Pneumonia**", 1.0),
+        ("It is lobar, and acute. " * 10 + "\n\n## Answer options\nA and B", 0.0),
+        ("It is lobar, and acute. " * 10 + "\n\n正确答案：B。", 1.0),
+        ("It is lobar, and acute. " * 10 + "\n\n故选B。", 1.0),
         ("Therefore, the answer is\n\n(B)", 1.0),
         ("So my final answer is **B) Pneumonia**", 1.0),
         ("The answer is B, not A.", 1.0),
@@ -71,6 +82,30 @@ async def test_what_names_none_or_several_options_is_no_answer(trajectory: Any, 
 )
 async def test_a_reply_without_a_block_must_not_contradict_itself(trajectory: Any, text: str, expected: float) -> None:
     assert await value(trajectory, text, CHOICE) == expected
+
+
+async def test_an_option_with_a_number_is_found_however_its_unit_is_set(trajectory: Any) -> None:
+    key = {"type": "choice", "value": "B", "options": ["5 mg", "15 mg", "vitamin B12", "10⁹/L"]}
+    assert await value(trajectory, answered("15mg"), key) == 1.0
+    assert await value(trajectory, answered("115mg"), key) == 0.0
+    assert await value(trajectory, answered("5mg"), key) == 0.0
+    assert await value(trajectory, answered("vitamin B-12 daily"), {**key, "value": "C"}) == 1.0
+    assert await value(trajectory, answered("some 10⁹/L"), {**key, "value": "D"}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("There is no effusion", "no"),
+        ("There is no doubt: yes", "yes"),
+        ("Yes, there is no effusion", "yes"),
+        ("是的，有骨折。", "yes"),
+        ("不是。", "no"),
+        ("Inconclusive", "maybe"),
+    ],
+)
+async def test_yes_and_no_in_a_sentence_of_their_own(trajectory: Any, given: str, read: str) -> None:
+    assert await value(trajectory, answered(given), {"type": "yes_no", "value": read}) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -115,6 +150,17 @@ DOSE, FILTRATION = {"value": 5, "unit": "mg/kg/day"}, {"value": 60, "unit": "mL/
         ({"value": 4.5e9, "unit": "/L"}, "4.5 x 10^3/uL", 1.0),
         ({"range": [3, 5], "unit": "cm"}, "30 to 40 mm", 1.0),
         ({"range": [3, 5], "unit": "cm"}, "60 mm", 0.0),
+        ({"value": 24.16, "unit": "kg/m^2"}, r"74 / 1.75^2 = 24.16 $\text{kg/m}^2$", 1.0),
+        ({"value": 2}, "2^2 = x", 0.0),
+        ({"value": 2.5e5, "unit": "/uL"}, "250 K/µL", 1.0),
+        ({"value": 4.5, "unit": "mg/dL"}, "4.5 mg dL^{-1}", 1.0),
+        *[
+            ({"value": 5.2, "unit": "cm"}, spelled, 1.0)
+            for spelled in ("约5.2cm。", "5.2厘米", "52毫米", "<b>5.2</b> cm")
+        ],
+        *[({"value": 5.2, "unit": "cm"}, spelled, 0.0) for spelled in ("> 5.2 cm", "less than 5.2 cm", "not 5.2 cm")],
+        ({"value": 5.2, "unit": "cm"}, "5.2 cm, not 6.1 cm", 1.0),
+        ({"value": 5.2, "unit": "cm"}, "6.1 cm, not 5.2 cm", 0.0),
         ({"value": 5, "decimals": 0}, "5.4", 1.0),
         ({"value": 5, "decimals": 0}, "5.6", 0.0),
     ],
@@ -129,7 +175,11 @@ async def test_numbers_in_other_spellings(trajectory: Any, key: dict[str, Any], 
         *[("2024-03-05", spelled, 1.0) for spelled in ("20240305", "2024年3月5日", "5/Mar/2024", "05MAR2024")],
         ("2024-03-05", "2024 March 5", 1.0),
         *[("2024-03-05", spelled, 1.0) for spelled in ("5-Mar-2024", "2024-03-05 10:00", "Tuesday, March 5, 2024")],
+        ("2024-03-05", "2024-03-05, not 2024-03-06", 1.0),
+        ("2024-03-05", "not 2024-03-05", 0.0),
         ("2024-03-05", "3/5/24", 0.0),
+        *[("28w3d", spelled, 1.0) for spelled in ("28周3天", "28⁺³ weeks", "28-week, 3-day gestation")],
+        ("28w3d", "28 - 30 weeks", 0.0),
         ("2024-03", "03/2024", 1.0),
         ("2024-03", "2024/03", 1.0),
         *[("32w4d", spelled, 1.0) for spelled in ("32 4/7", "32-4/7 weeks", "32 and 4/7 weeks", "228 days", "32w+4d")],
