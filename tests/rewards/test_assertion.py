@@ -83,12 +83,13 @@ def test_the_held_out_set() -> None:
         assert len(wrong) <= 1, wrong
 
 
-def test_reports_that_were_written_apart_from_the_cues() -> None:
-    """287 sentences, written and labelled by somebody who had not read the list of cues, and run once: 278 polarities
-    right, an F1 of .976 on negation (186 hits, 8 misses, 1 too many).
+def test_reports_that_were_labelled_before_any_was_run() -> None:
+    """287 sentences in the style of discharge summaries, radiology and pathology, each labelled before it was run: 278
+    polarities were right at first, an F1 of .976 on negation (186 hits, 8 misses, 1 too many).
 
-    The cues that this run found missing, where they were of a kind, were then added. Four stay: two that a reader
-    might label otherwise, and ``worked up for [X], which was negative`` and ``as was [X]``, which would need syntax.
+    They are no blind set: whoever wrote them had seen the neutral phrases and the barriers, and for the last 117 all
+    cues. What the run found missing, where it was of a kind, was then added. Four stay: two that a reader might label
+    otherwise, and ``worked up for [X], which was negative`` and ``as was [X]``, which would need syntax.
     """
     with (CASES / "reports.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE))
