@@ -36,11 +36,11 @@ _BLANK = re.compile(r"\s*")
 _BRACE = re.compile(r"[{}]")
 _SAID = re.compile(
     r"\b(?:(?:the|my)\s)?(?:(?:final|correct|best|right|most likely)\s)?"
-    r"(?:answer|option|choice|diagnosis)\s?(?:is|:|=|would be|should be)(?![a-z])[:\s]?"
-    r"|^[#*_][#*_ ]{0,8}(?:(?:final|correct|best)\s)?answer[*_ ]{0,4}$"  # a heading
+    r"(?:answer|option|choice|diagnosis)[*_]{0,2}\s?(?:is|:|=|would be|should be)(?![a-z])[:\s]?"
     r"|(?:答案|诊断)\s?(?:是|为|:|：)|故(?:应)?选(?:择)?",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
+_HEADING = re.compile(r"^[#*_][#*_ ]{0,8}(?:(?:final|correct|best)\s)?answer[*_ ]{0,4}$", re.IGNORECASE | re.MULTILINE)
 _DENIED = re.compile(r"\b(?:not|rather than|instead of)\s(?:(?:on|in|at)\s)?$", re.IGNORECASE)
 _WRAPPERS = (("**", "**"), ("*", "*"), ("`", "`"), ("$", "$"), ('"', '"'), ("'", "'"), ("“", "”"), ("\\(", "\\)"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]*)\}")
@@ -72,7 +72,7 @@ def unwrapped(text: str) -> str:
     for _ in range(MAX_UNWRAPPINGS):
         before = text
         text = _TEXT_COMMAND.sub(r"\1", last_boxed(text) or text).strip()
-        said = _SAID.match(text)
+        said = _SAID.match(text) or _HEADING.match(text)
         text = text[said.end() :].strip() if said else text
         for left, right in _WRAPPERS:
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
@@ -111,9 +111,10 @@ def boxed(text: str) -> list[tuple[int, int]]:
 def said(text: str) -> list[tuple[int, int]]:
     """Where what follows each ``the answer is`` stands, up to the end of its line or the next one that says it.
 
-    At most ``MAX_STATEMENTS`` are looked at.
+    A heading ``Answer`` counts where nothing else does, since a whole explanation may stand under it. At most ``MAX_STATEMENTS`` are looked at.
     """
-    matches = list(itertools.islice(_SAID.finditer(text), MAX_STATEMENTS))
+    stated, headed = (list(itertools.islice(each.finditer(text), MAX_STATEMENTS)) for each in (_SAID, _HEADING))
+    matches = stated or headed
     ends = [*(match.start() for match in matches[1:]), len(text)]
     found = []
     for match, end in zip(matches, ends, strict=False):

@@ -21,7 +21,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
 _OPPOSITES = {"yes": "no", "no": "yes"}
 _WORD = re.compile(r"[^\W_]+")
 _JOINS = frozenset({"and", "or", "but", "nor", *_POLARITIES})
-_BE = frozenset({"is", "are", "was", "were"})
+_BE = frozenset({"is", "are", "was", "were", "s"})
 _CERTAINTY = frozenset({"doubt", "question"})
 
 

@@ -64,6 +64,8 @@ async def test_what_names_none_or_several_options_is_no_answer(trajectory: Any, 
         ("### Answer\nB", 1.0),
         # more than a reply that is hardly longer than its answer
         ("It is lobar, and acute. " * 10 + "\n\n### Final Answer\n\n**B. Pneumonia**", 1.0),
+        ("**Answer**: B\n\n**Explanation**: " + "It is lobar, and acute. " * 10, 1.0),
+        ("## Answer\nOption A is tempting. " + "It is lobar, and acute. " * 10 + "\n\nSo the answer is B.", 1.0),
         ("It is lobar, and acute. " * 10 + "\n\n## Answer options\nA and B", 0.0),
         ("It is lobar, and acute. " * 10 + "\n\n正确答案：B。", 1.0),
         ("It is lobar, and acute. " * 10 + "\n\n故选B。", 1.0),
@@ -97,6 +99,7 @@ async def test_an_option_with_a_number_is_found_however_its_unit_is_set(trajecto
     ("given", "read"),
     [
         ("There is no effusion", "no"),
+        ("There's no effusion", "no"),
         ("There is no doubt: yes", "yes"),
         ("Yes, there is no effusion", "yes"),
         ("是的，有骨折。", "yes"),
