@@ -71,7 +71,7 @@ class AnswerScorer(Scorer):
         if len(trajectory.text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(trajectory.text)} characters is not read")
         trace = parse_trace(trajectory.text)
-        answers = self._answers(trace, finished=trajectory.finish_reason == "stop")
+        answers = self._answers(trace, checker, finished=trajectory.finish_reason == "stop")
         if not answers:
             return Score(0.0, reason="no answer")
         if len(answers) > MAX_ANSWERS:
@@ -90,11 +90,11 @@ class AnswerScorer(Scorer):
             raise ConfigError("the scorer `answer` never closes a gate; use it with a weight")
         _loaded(self.tree)
 
-    def _answers(self, trace: Trace, *, finished: bool) -> list[Span]:
+    def _answers(self, trace: Trace, checker: Callable[[str], Check], *, finished: bool) -> list[Span]:
         blocks = [*trace.answers, *([trace.open_answer] if trace.open_answer and finished else [])]
         if blocks or trace.open_answer or self.require_block:
             return [statement for block in blocks for statement in _pieces(block, boxed(block.text)) or [block]]
-        return _unblocked_answers(trace.outside)
+        return _unblocked_answers(trace.outside, checker)
 
 
 def check_key(task: Task) -> None:
@@ -108,7 +108,8 @@ def read_answer(trajectory: Trajectory) -> str:
     checker = _checker(trajectory.task)
     if len(trajectory.text) > MAX_TEXT_CHARS:
         return ""
-    answers = AnswerScorer()._answers(parse_trace(trajectory.text), finished=trajectory.finish_reason == "stop")
+    trace, finished = parse_trace(trajectory.text), trajectory.finish_reason == "stop"
+    answers = AnswerScorer()._answers(trace, checker, finished=finished)
     readings = {_check(answer.text, checker).read for answer in answers[: MAX_ANSWERS + 1]}
     return readings.pop() if len(readings) == 1 else ""
 
@@ -134,10 +135,15 @@ def _checker(task: Task, tree: EntityTree | None = None) -> Callable[[str], Chec
     return partial(CHECKERS[kind], task=task)
 
 
-def _unblocked_answers(outside: Span) -> list[Span]:
-    """What stands for an answer in a reply without a block; nothing where the reply is too long to be one."""
-    if found := _pieces(outside, boxed(outside.text) or said(outside.text)):
+def _unblocked_answers(outside: Span, checker: Callable[[str], Check]) -> list[Span]:
+    """What stands for an answer in a reply without a block; nothing where the reply is too long to be one.
+
+    A sentence such as ``the diagnosis is hard to make`` is none, where another one can be read.
+    """
+    if found := _pieces(outside, boxed(outside.text)):
         return found
+    if found := _pieces(outside, said(outside.text)):
+        return [each for each in found if _check(each.text, checker).read] or found
     return [outside] if 0 < len(outside.text) <= MAX_BARE_ANSWER_CHARS else []
 
 

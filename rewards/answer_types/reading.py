@@ -111,7 +111,8 @@ def boxed(text: str) -> list[tuple[int, int]]:
 def said(text: str) -> list[tuple[int, int]]:
     """Where what follows each ``the answer is`` stands, up to the end of its line or the next one that says it.
 
-    A heading ``Answer`` counts where nothing else does, since a whole explanation may stand under it. At most ``MAX_STATEMENTS`` are looked at.
+    A heading ``Answer`` counts where nothing else does, since a whole explanation may stand under it. At most
+    ``MAX_STATEMENTS`` are looked at.
     """
     stated, headed = (list(itertools.islice(each.finditer(text), MAX_STATEMENTS)) for each in (_SAID, _HEADING))
     matches = stated or headed

@@ -64,6 +64,8 @@ async def test_what_names_none_or_several_options_is_no_answer(trajectory: Any, 
         ("### Answer\nB", 1.0),
         # more than a reply that is hardly longer than its answer
         ("It is lobar, and acute. " * 10 + "\n\n### Final Answer\n\n**B. Pneumonia**", 1.0),
+        ("The answer is B. The diagnosis is hard to make.", 1.0),
+        ("**Answer:** B\n\n**Diagnosis:** tuberculosis", 0.0),
         ("**Answer**: B\n\n**Explanation**: " + "It is lobar, and acute. " * 10, 1.0),
         ("## Answer\nOption A is tempting. " + "It is lobar, and acute. " * 10 + "\n\nSo the answer is B.", 1.0),
         ("It is lobar, and acute. " * 10 + "\n\n## Answer options\nA and B", 0.0),
