@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-_WINDOW = 20  # updates that the time left is judged by: long enough to even out, short enough to follow a change
+_WINDOW = 20  # lines that the time left is judged by: long enough to even out, short enough to follow a change
 
 _SHOWN = (
     ("loss/supervised", "loss {:.3f}"),
@@ -23,8 +23,8 @@ _SHOWN = (
 class Progress:
     """Prints ``step 12/80  reward 0.61  accuracy 0.70  1,830 tokens/s  left 3:12`` as work goes on.
 
-    ``done`` is what a resumed run starts with. At most one line is printed in ``every_s`` seconds, except for the last.
-    Lines go to ``stream``, standard error by default; nothing is ever overwritten.
+    ``done`` is what a resumed run starts with. At most one line is printed in ``every_s`` seconds, except for the last,
+    however often there is an update. Lines go to ``stream``, standard error by default; nothing is ever overwritten.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Progress:
         self._every_s = every_s
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._marks = deque([(clock(), done)], maxlen=_WINDOW + 1)
-        self._printed_at = float("-inf")
+        self._printed_at = clock()
+        self._marks = deque([(self._printed_at, done)], maxlen=_WINDOW + 1)
 
     def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Say that ``done`` of the total are done; of ``values``, by metric name, the telling ones are shown."""
         now = self._clock()
-        self._marks.append((now, done))
         if done < self._total and now - self._printed_at < self._every_s:
             return
         self._printed_at = now
+        self._marks.append((now, done))
         numbers = [form.format(values[name]) for name, form in _SHOWN if values and name in values]
         ending = f"left {duration(left)}" if (left := self._left_s()) is not None else ""
         parts = [f"{self._noun} {done:,}/{self._total:,}", *numbers, ending]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,6 +21,19 @@ class LetterShare(Scorer):
     async def score(self, trajectory: Trajectory) -> Score:
         text = trajectory.text
         return Score(text.count(self.letter) / max(len(text), 1), reason=f"{text.count(self.letter)} letters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Scorer):
+    """Takes ``step_s`` seconds longer for each next sample of a group."""
+
+    isolated: ClassVar[bool] = False
+
+    step_s: float = 0.3
+
+    async def score(self, trajectory: Trajectory) -> Score:
+        await asyncio.sleep(self.step_s * trajectory.sample_index)
+        return Score(1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

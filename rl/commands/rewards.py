@@ -98,7 +98,6 @@ def _score(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.source)
     _say_what_shaping_does(rewards, total=source.total, without_tokens=source.without_tokens)
     progress = Progress(source.total, noun="row", every_s=2)
-    stride = max(1, source.total // 100)  # rows come in bursts; the time left is judged by larger pieces
     tally = _Tally()
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -108,8 +107,7 @@ def _score(arguments: argparse.Namespace) -> int:
                 row = score_row(scored)
                 file.write(json.dumps(row) + "\n")
                 tally.add(row)
-                if tally.rows % stride == 0 or tally.rows == source.total:
-                    progress.update(tally.rows)
+                progress.update(tally.rows)
 
             score_stream(source, rewards, receive=receive, concurrency=arguments.concurrency)
         beside.replace(out)

@@ -11,13 +11,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.config import RewardsFile, load_rewards_file
 from rewards.judges.config import reach_judges
@@ -28,10 +28,15 @@ from rl.run_folder import write_summary
 from rl.types import ScoredTrajectory, Trajectory, Unscored
 from rollouts.log import KINDS, Kind, iter_rows, logged_steps, rescore_step, row_count, step_path
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
 RECORD = "replay.json"
+_LOOK_S = 1.0  # between two looks at how far the processes are
 
 Step = tuple[Kind, int]
-Score = Callable[[Sequence[Trajectory]], Sequence[ScoredTrajectory | Unscored]]
+Tell = Callable[[int], None]
+"""Takes how many more trajectories are scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +71,16 @@ def replay(
     _open_folder(run_dir, out, rewards=file, loaded=loaded)
     _say_what_shaping_misses(run_dir, chosen, loaded)
     rows = {(kind, step): row_count(run_dir, step, kind=kind) for kind, step in chosen}
-    left = [(kind, step) for kind, step in chosen if not step_path(out, step, kind=kind).exists()]
-    done = sum(rows.values()) - sum(rows[step] for step in left)
+    left = {(kind, step): rows[kind, step] for kind, step in chosen if not step_path(out, step, kind=kind).exists()}
+    done = sum(rows.values()) - sum(left.values())
     progress = Progress(sum(rows.values()), noun="trajectory", done=done, every_s=5.0)
-    for step in _rescored(run_dir, out, left, rewards=loaded, workers=workers, address=address):
-        done += rows[step]
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
         progress.update(done)
+
+    _rescore_all(run_dir, out, left, rewards=loaded, workers=workers, address=address, tell=tell)
     return Replay(source=run_dir, out=out, steps=chosen, own_rewards=rewards is None)
 
 
@@ -144,29 +153,31 @@ def _differing(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [key for key in now if key != "rewards" and was.get(key) != now[key]]
 
 
-def _rescored(
-    run_dir: Path, out: Path, steps: Sequence[Step], *, rewards: RewardsFile, workers: int, address: str
-) -> Iterator[Step]:
-    """Score the steps, in whatever order they are done."""
+def _rescore_all(
+    run_dir: Path, out: Path, rows: Mapping[Step, int], *, rewards: RewardsFile, workers: int, address: str, tell: Tell
+) -> None:
+    """Score the steps, which have so many ``rows``, in whatever order they are done."""
     rewards = dataclasses.replace(rewards, scorers=reach_judges(rewards.scorers, kept_will_do=True))
+    steps = tuple(rows)
+    workers = min(workers or len(os.sched_getaffinity(0)), len(steps))
     if address:
         from rl.replay.cluster import rescored_on_ray
 
-        yield from rescored_on_ray(run_dir.resolve(), out.resolve(), steps, rewards=rewards, address=address)
-        return
-    workers = min(workers or len(os.sched_getaffinity(0)), len(steps))
-    if workers > 1:
-        yield from _rescored_by_processes(run_dir, out, steps, rewards=rewards, workers=workers)
-        return
-    with Rescorer(rewards) as rescorer:
-        for step in steps:
-            yield rescorer.rescore(run_dir, out, step)
+        for step in rescored_on_ray(run_dir.resolve(), out.resolve(), steps, rewards=rewards, address=address):
+            tell(rows[step])
+    elif workers > 1:
+        _rescore_by_processes(run_dir, out, steps, rewards=rewards, workers=workers, tell=tell)
+    else:
+        with Rescorer(rewards, tell) as rescorer:
+            for step in steps:
+                rescorer.rescore(run_dir, out, step)
 
 
 class Rescorer:
     """The scorers of one process, built once for all the steps that it is given."""
 
-    def __init__(self, rewards: RewardsFile) -> None:
+    def __init__(self, rewards: RewardsFile, tell: Tell = lambda _: None) -> None:
+        self._tell = tell
         self._service = RewardService(
             rewards.scorers, length_penalty=rewards.length_penalty, length_soft_tokens=rewards.length_soft_tokens
         )
@@ -179,7 +190,15 @@ class Rescorer:
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Unscored]:
         # Not `run`, which puts up a handler of Ctrl-C that has all trajectories written out for a message.
-        return self._runner.get_loop().run_until_complete(self._service.score_many(trajectories))
+        return self._runner.get_loop().run_until_complete(self._scored(trajectories))
+
+    async def _scored(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Unscored]:
+        return list(await asyncio.gather(*map(self._score_one, trajectories)))
+
+    async def _score_one(self, trajectory: Trajectory) -> ScoredTrajectory | Unscored:
+        outcome = await self._service.score(trajectory)
+        self._tell(1)
+        return outcome
 
     def __enter__(self) -> Rescorer:
         return self
@@ -193,17 +212,17 @@ _rescorer: Rescorer
 """Of a process that `_prepare` has prepared."""
 
 
-def _rescored_by_processes(
-    run_dir: Path, out: Path, steps: Sequence[Step], *, rewards: RewardsFile, workers: int
-) -> Iterator[Step]:
+def _rescore_by_processes(
+    run_dir: Path, out: Path, steps: Sequence[Step], *, rewards: RewardsFile, workers: int, tell: Tell
+) -> None:
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of Arrow in whatever state they are
+    counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(rewards,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(rewards, counter)) as pool:
         try:
-            pending = {pool.submit(partial(_rescore, run_dir, out, step)) for step in steps}
-            yield from _as_completed(pending)
+            _await_all({pool.submit(partial(_rescore, run_dir, out, step)) for step in steps}, counter, tell)
         except BrokenProcessPool:
             raise ScorerError(
                 f"a scoring process died, killed for memory perhaps, or by a scorer that takes its process with it "
@@ -215,13 +234,19 @@ def _rescored_by_processes(
                 process.terminate()
 
 
-def _as_completed(pending: set[Future[Step]]) -> Iterator[Step]:
+def _await_all(pending: set[Future[Step]], counter: Synchronized[int], tell: Tell) -> None:
+    told = 0
     while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        done, pending = wait(pending, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        counted = counter.get_obj().value  # without its lock, which a process that was killed may hold for ever
+        if counted > told:
+            tell(counted - told)
+        told = counted
 
 
-def _prepare(rewards: RewardsFile) -> None:
+def _prepare(rewards: RewardsFile, counter: Synchronized[int]) -> None:
     import multiprocessing
     import signal
     import threading
@@ -231,7 +256,12 @@ def _prepare(rewards: RewardsFile) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _rescorer = Rescorer(rewards)
+    _rescorer = Rescorer(rewards, partial(_count, counter))
+
+
+def _count(counter: Synchronized[int], more: int) -> None:
+    with counter.get_lock():
+        counter.value += more
 
 
 def _end_with(parent: Any) -> None:

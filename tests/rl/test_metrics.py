@@ -296,10 +296,21 @@ def test_the_progress_line_tells_step_reward_accuracy_speed_and_time_left() -> N
 def test_progress_is_thinned_to_one_line_in_so_many_seconds_but_the_last_is_always_printed() -> None:
     out, clock = io.StringIO(), Clock()
     progress = Progress(5, noun="case", every_s=10.0, stream=out, clock=clock)
-    for done, now in enumerate([0.0, 4.0, 8.0, 12.0, 13.0], start=1):
+    for done, now in enumerate([4.0, 11.0, 14.0, 20.0, 21.5], start=1):
         clock.now = now
         progress.update(done)
-    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == ["case 1/5", "case 4/5", "case 5/5"]
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == ["case 2/5", "case 5/5"]
+
+
+def test_the_time_left_is_judged_by_the_lines_and_not_by_a_burst_of_updates_between_them() -> None:
+    out, clock = io.StringIO(), Clock()
+    progress = Progress(1000, noun="trajectory", every_s=10.0, stream=out, clock=clock)
+    for second in range(1, 11):
+        clock.now = float(second)
+        for done in range(30):  # 30 at once, then nothing for a second
+            progress.update(30 * (second - 1) + done + 1)
+    # the line of the 10th second stands at its first of 30: 271 in 10 s, so 729 in 729 / 27.1 = 26.9 s
+    assert out.getvalue() == "trajectory 271/1,000  left 0:27\n"
 
 
 def test_the_time_left_follows_the_recent_pace() -> None:

@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import rl.replay.rescore
 from rewards.config import load_rewards_file
 from rl.cli import main
 from rl.config import load_config, to_yaml
@@ -200,6 +201,39 @@ def test_an_imported_log_is_scored_without_what_counts_tokens_and_it_is_said(
     assert "counts tokens, which no log of verl has" in capsys.readouterr().err
     (scored,) = read_step(tmp_path / "out", 1).groups[0].scored
     assert (scored.reward, scored.trajectory.source) == (1.0, "verl")
+
+
+def follow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the progress of replays will be told, as they go on."""
+    told: list[int] = []
+    monkeypatch.setattr(rl.replay.rescore.Progress, "update", lambda _, done: told.append(done))
+    return told
+
+
+def test_progress_counts_trajectories_within_a_step_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rewards = a_run(tmp_path / "run"), rewards_file(tmp_path, LETTERS)
+    told = follow(monkeypatch)
+    replay(run, tmp_path / "out", rewards=rewards, workers=1)
+    assert told == list(range(1, 25))  # 3 steps of 2 groups of 4
+    step_path(tmp_path / "out", 2).unlink()
+    told.clear()
+    replay(run, tmp_path / "out", rewards=rewards, workers=1)
+    assert told == list(range(17, 25))
+
+
+@pytest.mark.slow
+def test_progress_moves_within_the_steps_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, slow = (
+        a_run(tmp_path / "run", steps=(1, 2)),
+        rewards_file(tmp_path, "scorers: {one: {use: 'tests.scorers:Slow'}}"),
+    )
+    monkeypatch.setattr(rl.replay.rescore, "_LOOK_S", 0.05)
+    told = follow(monkeypatch)
+    replay(run, tmp_path / "out", rewards=slow, workers=2)
+    assert told == sorted(set(told)) and told[-1] == 16
+    assert len(told) > 2  # more often than steps are done: trajectories end .3 s apart
 
 
 @pytest.mark.slow
