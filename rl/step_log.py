@@ -50,7 +50,7 @@ class StepLog:
         except MedrlError:
             await self.written()
             if self._folder:
-                await asyncio.to_thread(write_step, self._folder, _untaken_step(step, collected))
+                await asyncio.to_thread(write_step, self._folder, _bare_step(step, collected))
             raise
 
     async def _write(self, logged: LoggedStep, values: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ def logged_step(
     """The step's trajectories with what training made of them; ``record`` says what the update did."""
     samples = batch.samples
     return replace(
-        _untaken_step(step, collected),
+        _bare_step(step, collected),
         advantages={sample.trajectory_id: sample.advantage for sample in samples},
         learner_logprobs={
             sample.trajectory_id: _spread(part, sample.loss_mask[sample.prompt_length :])
@@ -86,8 +86,8 @@ def logged_step(
     )
 
 
-def _untaken_step(step: int, collected: Collected) -> LoggedStep:
-    """The step's trajectories, of which training made nothing."""
+def _bare_step(step: int, collected: Collected) -> LoggedStep:
+    """The step's trajectories alone, without what training made of them."""
     every = [*collected.groups, *collected.drawn_anew]
     return LoggedStep(
         step=step,

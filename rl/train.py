@@ -88,8 +88,8 @@ class Run:
                     batch = self.train_batch(collected.groups)
                     with self.timeline.during("update", step) as updating:
                         update = await self.learner.update(batch, reference=collected.ref_logprobs)
-                self.logged_s = await self.log.written()  # the step before, which had all this time
-                await self.publish(step)
+                    self.logged_s = await self.log.written()  # the step before, which had all this time
+                    await self.publish(step)
                 ahead.published(step)
                 values = self.record(
                     step, collected, batch, update, weights_before=before, began_s=began_s, update_s=updating.duration_s
