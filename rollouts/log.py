@@ -342,9 +342,9 @@ def _batches(file: pq.ParquetFile, *, columns: Sequence[str] | None) -> Iterator
 def drop_steps_from(run_dir: Path, step: int) -> None:
     """Remove what was logged from ``step`` on, so that a resumed run leaves no row of the one that it goes on with.
 
-    What a killed writer left beside the steps goes too.
+    What a killed writer left beside the steps and the images goes too.
     """
-    for aside in run_dir.glob("trajectories/.*.parquet.*"):
+    for aside in (*run_dir.glob("trajectories/.*.parquet.*"), *run_dir.glob("images/.*.*.*")):
         aside.unlink()
     for kind in _PREFIX:
         for logged in logged_steps(run_dir, kind=kind):

@@ -317,8 +317,13 @@ def test_a_resumed_run_leaves_no_row_from_the_step_that_it_starts_with(tmp_path:
     for step in range(4):
         write_step(tmp_path, LoggedStep(step=step, groups=[a_group()]))
         write_step(tmp_path, LoggedStep(step=step, groups=[a_group()], kind="eval"))
+    (tmp_path / "images").mkdir(exist_ok=True)
+    for whole in ("trajectories/step_000004.parquet", "images/0a.png"):
+        path = tmp_path / whole
+        path.with_name(f".{path.name}.123").touch()  # of a writer that was killed
     drop_steps_from(tmp_path, 2)
     assert logged_steps(tmp_path) == logged_steps(tmp_path, kind="eval") == [0, 1]
+    assert not list(tmp_path.glob("*/.*"))
 
 
 def test_a_row_says_what_training_made_of_its_group(tmp_path: Path) -> None:
