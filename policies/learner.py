@@ -272,7 +272,13 @@ class Learner:
             norm = float(torch.nn.utils.get_total_norm(gradients))
         self.engine.step()
         self.steps += 1
-        return norm if plain else float(self.engine.get_global_grad_norm())
+        norm = norm if plain else float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise LearnerError(
+                f"the norm of the gradient is {norm} in optimizer step {self.steps} though the loss is finite; look at "
+                f"the run's last logged step for ratios that overflow, then lower learner.learning_rate"
+            )
+        return norm
 
     def _gradient(
         self, batch: TrainBatch, samples: Sequence[TrainSample], loss: LossFunction

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ MANIFEST = "manifest.json"
 async def save_checkpoint(
     run_dir: Path, *, step: int, state: Mapping[str, Any], save_learner: Callable[[Path], Awaitable[None]], keep: int
 ) -> Path:
-    """Write the checkpoint after ``step`` optimizer steps and prune all but the newest ``keep`` (0 keeps all).
+    """Write the checkpoint after ``step`` training steps and prune all but the newest ``keep`` (0 keeps all).
 
     One of the same step that is whole already is kept as it is: the same run cannot stand elsewhere after that step.
     """
@@ -34,9 +35,7 @@ async def save_checkpoint(
     aside.mkdir(parents=True)
     await save_learner(aside / "learner")
     (aside / "run.json").write_text(json.dumps(dict(state), indent=1))
-    checksums = {str(path.relative_to(aside)): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
-    (aside / MANIFEST).write_text(json.dumps(checksums, indent=1))
-    _flush(aside)
+    await asyncio.to_thread(_seal, aside)  # takes a minute for a large policy, and engines may be at work
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     if keep:
@@ -85,6 +84,13 @@ def damage(folder: Path) -> str:
         if _sha256(path) != checksum:
             return f"the checksum of {name} does not match"
     return ""
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of all that is there, and have it on the disk."""
+    checksums = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / MANIFEST).write_text(json.dumps(checksums, indent=1))
+    _flush(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except MedrlError as error:
-        print(f"medrl: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"medrl: {type(error).__name__}: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # who reads the output, as `head` does, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -186,7 +186,7 @@ class AsyncConfig:
     """Generation ahead of the update."""
 
     max_staleness: int = 0
-    """Most optimizer steps between the weights that wrote a token and those that are trained on it. 0 is strictly
+    """Most training steps between the weights that wrote a token and those that are trained on it. 0 is strictly
     on-policy; n ≥ 1 writes the trajectories of the next n steps while the learner updates, see the README."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,8 @@ class TaskSampler:
         self._turn = 0
         self._places = {id(task): place for place, task in enumerate(self.tasks)}
         self._again: list[Task] = []
+        told = json.dumps([[task.id, task.question, task.answer] for task in self.tasks], default=str)
+        self._digest = hashlib.sha256(told.encode()).hexdigest()
 
     def next_batch(self, size: int) -> list[Task]:
         """The next ``size`` tasks, strata alternating; those that a restored state had left to do come first."""
@@ -43,14 +47,20 @@ class TaskSampler:
             "drawn": dict(self._drawn),
             "turn": self._turn,
             "undone": [self._places[id(task)] for task in (*undone, *self._again)],
+            "tasks": self._digest,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned. Raises CheckpointError where the strata are not the same."""
+        """Continue from what `state` returned. Raises CheckpointError where the tasks are not the same."""
         if set(state["drawn"]) != set(self._drawn):
             raise CheckpointError(
                 f"the checkpoint's sampler has strata {sorted(state['drawn'])}, the tasks have {sorted(self._drawn)}; "
                 f"resume with the tasks that the run started with"
+            )
+        if state.get("tasks", self._digest) != self._digest:  # older checkpoints have none
+            raise CheckpointError(
+                f"the {len(self.tasks)} training tasks are not those that the checkpoint was taken with: one was "
+                f"added, removed, moved or edited; resume with the data that the run started with"
             )
         self._drawn = {stratum: int(count) for stratum, count in state["drawn"].items()}
         self._turn = int(state["turn"])

@@ -15,7 +15,7 @@ from rewards.config import ConfiguredScorer, load_rewards, max_shaping
 from rewards.judges.config import reach_judges
 from rewards.scorer import Abstain, InvalidInput
 from rl.checkpoint import checkpoint_folders, latest_checkpoint
-from rl.config_schema import RunConfig
+from rl.config_schema import RunConfig, SamplingConfig
 from rl.errors import ConfigError, TaskError
 from rl.metrics import MetricsLog, read_metrics
 from rl.progress import Progress, say
@@ -42,6 +42,7 @@ class Prepared:
 
 def prepare(config: RunConfig) -> Prepared:
     """Read tasks and scorers, check the policy, open the run folder. Raises the MedrlError of whatever is wrong."""
+    check_sampling(config.sampling)
     scorers = load_scorers(config)
     tasks, eval_tasks = load_both_splits(config)
     check_answer_keys((*tasks, *eval_tasks), scorers)
@@ -55,6 +56,16 @@ def prepare(config: RunConfig) -> Prepared:
 
         find_gguf()
     return Prepared(config, open_run_folder(config), scorers, tasks, eval_tasks)
+
+
+def check_sampling(sampling: SamplingConfig) -> None:
+    """Raise ConfigError where the engine's logprobs would be of another distribution than the learner's."""
+    if sampling.temperature != 1.0 and (sampling.top_p < 1.0 or sampling.top_k > 0):
+        raise ConfigError(
+            f"sampling.top_p must be 1 and sampling.top_k 0 where sampling.temperature is not 1: the engine's logprobs "
+            f"would be of the tokens that these leave, the learner's are of all; got top_p {sampling.top_p:g}, top_k "
+            f"{sampling.top_k} and temperature {sampling.temperature:g}"
+        )
 
 
 def load_scorers(config: RunConfig) -> tuple[ConfiguredScorer, ...]:

@@ -50,8 +50,8 @@ def open_run_folder(config: RunConfig) -> Path:
                 f"output_dir {folder} already exists; add resume=true to go on with that run, or name another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / "config.yaml", to_yaml(config))  # first: with it the folder can be resumed
         (folder / "versions.json").write_text(json.dumps(versions(), indent=1))
-        _write_whole(folder / "config.yaml", to_yaml(config))
         return folder
     started_with = folder / "config.yaml"
     if not started_with.is_file():

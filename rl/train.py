@@ -27,7 +27,7 @@ from rl.stopping import Interrupted, unless_stopped
 from rl.timeline import Span, Timeline
 from rl.types import Group, SamplingParams, Task, TrainBatch, WeightsVersion
 from rl.watch import StepWatch
-from rollouts.log import LoggedStep, write_step
+from rollouts.log import LoggedStep
 from rollouts.pool import RolloutPool
 from rollouts.prompts import messages_by_task
 
@@ -66,7 +66,7 @@ class Run:
         self.step = 0
         self.reshaped = False
         self.published: WeightsVersion
-        self.check_s = self.logged_s = 0.0
+        self.check_s = 0.0
         self.stop = stop
         self._undone: dict[int, list[Task]] = {}
         """Tasks that were drawn for steps that were not taken yet."""
@@ -84,11 +84,11 @@ class Run:
                 began_s = time.time()
                 collected = await unless_stopped(ahead.collected(step), self.stop)
                 before = self.published
-                async with self.log.kept_on_failure(step, collected):
+                async with self.log.kept_on_failure(step, [collected]):
                     batch = self.train_batch(collected.groups)
                     with self.timeline.during("update", step) as updating:
                         update = await self.learner.update(batch, reference=collected.ref_logprobs)
-                    self.logged_s = await self.log.written()  # the step before, which had all this time
+                    await self.log.written()  # the step before, which had all this time
                     await self.publish(step)
                 ahead.published(step)
                 values = self.record(
@@ -135,7 +135,8 @@ class Run:
                         scored=reference.begin if has_early_reference(config) else None,
                     )
                 )
-                check_unscored(rounds[-1].groups, max_fraction=config.rewards.max_unscored_fraction)
+                async with self.log.kept_on_failure(step, rounds):
+                    check_unscored(rounds[-1].groups, max_fraction=config.rewards.max_unscored_fraction)
                 for group in rounds[-1].groups:
                     (kept if self._has_signal(group) else spare).append(group)
                 if len(kept) == config.tasks_per_step:
@@ -232,11 +233,8 @@ class Run:
         if not self.max_staleness:
             await self.pool.drop_caches()  # a run that is resumed after this step has not seen these prompts
         values = evaluation.metrics | {"time/eval_s": evaluating.duration_s}
-        self.metrics.record(step, values)
-        if self.config.logging.trajectories:
-            groups = evaluation.groups
-            logged = LoggedStep(step=step, groups=groups, kind="eval", messages=messages_by_task(groups))
-            write_step(self.folder, logged)
+        groups = evaluation.groups
+        self.log.begin(LoggedStep(step=step, groups=groups, kind="eval", messages=messages_by_task(groups)), values)
         return values
 
     def record(
@@ -272,7 +270,7 @@ class Run:
             "time/update_s": update_s,
             "time/publish_s": self.published.publish_s,
             "time/check_s": self.check_s,
-            "time/log_s": self.logged_s,
+            "time/log_s": self.log.waited_s,
             "time/step_s": step_s,
             "throughput/tokens_per_s": generated / step_s,
             "throughput/generate_tokens_per_s": generated / collected.waited_s("generate"),

@@ -127,7 +127,7 @@ class Trajectory:
     the token (false on what tools and the environment wrote); ``rollout_logprobs`` float32 [completion], natural
     logarithms under the sampling policy at its temperature, NaN where the mask is false.
 
-    ``policy_version`` counts the optimizer steps behind the weights that began it. Where weights were loaded while it
+    ``policy_version`` counts the training steps behind the weights that began it. Where weights were loaded while it
     was being written, ``later_versions`` has the first token and the version of each span that others wrote.
 
     ``source`` names the system that wrote an imported trajectory. What such a log does not say is not made up: its
@@ -294,7 +294,7 @@ class TrainSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainBatch:
-    """All samples of one optimizer step and the global number of tokens that the loss is averaged over."""
+    """All samples of one training step and the global number of tokens that the loss is averaged over."""
 
     samples: tuple[TrainSample, ...]
     loss_tokens: int
@@ -303,7 +303,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsVersion:
-    """The weights that the engines hold after a publication. ``number`` counts optimizer steps; ``size_bytes`` is that
+    """The weights that the engines hold after a publication. ``number`` counts training steps; ``size_bytes`` is that
     of the weights that changed and were sent; ``sha256`` is a digest over all weights by name, the same however many
     ranks hold them."""
 

@@ -79,6 +79,7 @@ rewards:
     letters: {{use: "tests.scorers:LetterShare", letter: e}}
     answer: {{use: answer}}
 advantage: {{scale: std}}
+loss: {{kl_coef: 0.05}}
 learner: {{learning_rate: 1.0e-3, micro_batch_tokens: 2048}}
 evaluation: {{every_steps: 2, max_tasks: 4}}
 checkpoint: {{every_steps: 2, keep: 0}}

@@ -58,6 +58,7 @@ ROWS = ("tasks.source=rows.jsonl", "tasks.mapping=mapping.yaml")
         (["tasks.source=rows.jsonl", "tasks.mapping=gone.yaml"], "gone.yaml"),
         ([*ROWS, "tasks.max_image_pixels=100"], "is too large: 32 x 32 = 1,024 pixels; at most 100"),
         ([*ROWS, "rollouts.max_images=0"], "has 1 images; the engines are set up for at most 0"),
+        (["sampling.temperature=0.7", "sampling.top_p=0.9"], "got top_p 0.9, top_k 0 and temperature 0.7"),
         (["policy.path=gone"], "no policy at 'gone'"),
     ],
 )

@@ -58,6 +58,13 @@ def test_a_state_of_other_strata_is_refused() -> None:
         sampler.restore(TaskSampler(TASKS, seed=1, balance=False).state())
 
 
+def test_a_state_of_tasks_that_were_edited_since_is_refused() -> None:
+    state = TaskSampler(TASKS, seed=1, balance=True).state()
+    edited = [*TASKS[:-1], a_task("b9", stratum="no", answer={"type": "choice", "value": "B"})]
+    with pytest.raises(CheckpointError, match="the 13 training tasks are not those that the checkpoint was taken with"):
+        TaskSampler(edited, seed=1, balance=True).restore(state)
+
+
 def test_tasks_that_were_drawn_and_not_trained_on_come_first_again_and_none_is_lost_or_doubled() -> None:
     sampler = TaskSampler(TASKS, seed=1, balance=True)
     sampler.next_batch(4)

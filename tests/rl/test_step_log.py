@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import rl.step_log
+from rl.collect import Collected
+from rl.errors import LearnerError
 from rl.metrics import MetricsLog, read_metrics
 from rl.step_log import StepLog
 from rl.timeline import Timeline, read_timeline
@@ -93,3 +95,16 @@ async def test_a_step_that_cannot_be_written_has_no_metrics_and_stops_whoever_wa
         async with log:
             log.begin(a_step(1), {"reward/mean": 0.5})
     assert not read_metrics(tmp_path / "metrics.jsonl") and not read_timeline(tmp_path / "timeline.jsonl")
+
+
+async def test_a_disk_that_fails_does_not_hide_what_failed_before(
+    log: StepLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, logged: LoggedStep) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rl.step_log, "write_step", full)
+    with pytest.raises(LearnerError, match="the loss is nan") as caught:
+        async with log, log.kept_on_failure(2, [Collected([a_group([0.0, 1.0], id="g2")], spans=(), waits=())]):
+            raise LearnerError("the loss is nan")
+    assert "No space left on device" in caught.value.__notes__[0]

@@ -104,6 +104,8 @@ def test_a_broken_scorer_stops_the_run_and_is_named(config: Path, tmp_path: Path
     assert "16 of 16 trajectories could not be scored" in done.stderr and "judge (16)" in done.stderr
     assert "the judge is out of order" in done.stderr
     assert "Traceback" not in done.stderr
+    (rows,) = logged(tmp_path / "broken", "step")  # what it failed on can be looked at
+    assert len(rows) == 16 and {row["reward"] for row in rows} == {None}
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_own_error(config: Path, tmp_path: Path) -> None:
