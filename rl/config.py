@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -221,14 +221,29 @@ def _merge(base: DictConfig, update: Any, *, where: str) -> DictConfig:
     try:
         if reserved := set(KEYWORD_KEYS.values()) & set(update):
             raise ConfigKeyError(f"Key '{reserved.pop()}' not in 'RunConfig'")
-        merged = OmegaConf.merge(base, _renamed(update, KEYWORD_KEYS))
+        update = _renamed(update, KEYWORD_KEYS)
+        merged = OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
-        reason, key = str(error).splitlines()[0], getattr(error, "full_key", None)
+        reason, key = _misfit(base, update) or (str(error).splitlines()[0], getattr(error, "full_key", None))
         for written, name in KEYWORD_KEYS.items():
             key = key and re.sub(rf"^{name}\b", written, key)
         raise ConfigError(f"{key + ': ' if key else ''}{reason} ({where})") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _misfit(base: DictConfig, update: DictConfig, *, prefix: str = "") -> tuple[str, str] | None:
+    """Where a value stands for a section or for a list: what belongs there, and the key."""
+    for name, value in update.items_ex(resolve=False):
+        key, node = prefix + str(name), base.get(name) if name in base else None
+        if isinstance(node, DictConfig) and isinstance(value, DictConfig):
+            if found := _misfit(node, value, prefix=f"{key}."):
+                return found
+        elif isinstance(node, DictConfig) and value is not None:
+            return f"a mapping of keys ({', '.join(map(str, node)) or 'names'}) belongs here; got {value!r}", key
+        elif isinstance(node, ListConfig) and value is not None and not isinstance(value, ListConfig):
+            return f"a list belongs here, such as [{value!r}]; got {value!r}", key
+    return None
 
 
 def _as_written(config: RunConfig) -> DictConfig:
