@@ -53,6 +53,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=\d)\s?K(?=\s?/\s?(?:[uµμ]L|mm))", "e3"),
         (r"(?<=\d)\s?(?:million)\b", "e6"),
         (r"(?<=\d)\s?(?:billion)\b", "e9"),
+        (r"\s?[(\[]\s?(?:normal|reference|ref)\b[^()\[\]]{0,60}[)\]]", ""),  # what others have is no second answer
         (r"\bper\s?cent\b", "%"),
         (r"(?<=[a-z])\sper\s(?=[a-z])", "/"),
         (r"(?<=[a-z])[ ·]([a-zµ]{1,4})\s?\^\s?\{?\s?[-−]1\s?\}?", r"/\1"),
