@@ -45,7 +45,7 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Measure speed, memory and growth, also against peers (40 minutes on two quiet cores); writes bench/
+bench: $(READY) ## Measure speed, memory and growth, also against peers (well over an hour on two quiet cores); writes bench/
 	$(BIN)/python -m tests.bench
 
 bench-gpu: $(READY) ## Measure packing and its attention on a GPU, against the plain path and TRL; writes bench/gpu.json

@@ -111,7 +111,7 @@ def test_every_part_has_a_limit_that_adds_up_to_no_more_than_an_afternoon() -> N
     folder = Path(__file__).parent / "bench"
     parts = {path.stem for path in folder.glob("*.py") if "def measure(" in path.read_text()}
     assert parts == set(LIMITS_S)
-    assert math.fsum(LIMITS_S.values()) < 2 * 3600
+    assert math.fsum(LIMITS_S.values()) < 3 * 3600
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ LIMITS_S: Mapping[str, float] = {
     "store": 180,
     "view": 180,
     "generation": 300,
-    "learner": 900,
+    "learner": 2400,
     "publication": 300,
     "step": 1200,
     "cold_start": 900,
