@@ -190,15 +190,7 @@ class Rescorer:
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Unscored]:
         # Not `run`, which puts up a handler of Ctrl-C that has all trajectories written out for a message.
-        return self._runner.get_loop().run_until_complete(self._scored(trajectories))
-
-    async def _scored(self, trajectories: Sequence[Trajectory]) -> list[ScoredTrajectory | Unscored]:
-        return list(await asyncio.gather(*map(self._score_one, trajectories)))
-
-    async def _score_one(self, trajectory: Trajectory) -> ScoredTrajectory | Unscored:
-        outcome = await self._service.score(trajectory)
-        self._tell(1)
-        return outcome
+        return self._runner.get_loop().run_until_complete(_scored(self._service, trajectories, self._tell))
 
     def __enter__(self) -> Rescorer:
         return self
@@ -206,6 +198,18 @@ class Rescorer:
     def __exit__(self, *_: object) -> None:
         self._service.close()
         self._runner.close()
+
+
+# No method of the class: Ray runs all of an actor that has a coroutine inside a loop of its own.
+async def _scored(
+    service: RewardService, trajectories: Sequence[Trajectory], tell: Tell
+) -> list[ScoredTrajectory | Unscored]:
+    async def scored(trajectory: Trajectory) -> ScoredTrajectory | Unscored:
+        outcome = await service.score(trajectory)
+        tell(1)
+        return outcome
+
+    return list(await asyncio.gather(*map(scored, trajectories)))
 
 
 _rescorer: Rescorer
