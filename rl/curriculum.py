@@ -29,8 +29,10 @@ class TaskSampler:
         self._turn = 0
         self._places = {id(task): place for place, task in enumerate(self.tasks)}
         self._again: list[Task] = []
-        told = json.dumps([[task.id, task.question, task.answer] for task in self.tasks], default=str)
-        self._digest = hashlib.sha256(told.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for task in self.tasks:
+            digest.update(json.dumps([task.id, task.question, task.answer], default=str).encode())
+        self._digest = digest.hexdigest()
 
     def next_batch(self, size: int) -> list[Task]:
         """The next ``size`` tasks, strata alternating; those that a restored state had left to do come first."""
