@@ -115,19 +115,18 @@ class Contestant:
 
 
 def medrl(connection: Connection, setting: Setting) -> None:
-    """A run of ``medrl train`` that waits for its turn whenever a step has been recorded."""
-    import rl.sinks
+    """A run of ``medrl train`` that waits for its turn at the end of each step, with the log of it still to be written:
+    that is done beside the next step."""
+    import rl.train
     from rl.launch import train
 
-    class Turns:
-        def record(self, step: int, values: Mapping[str, float]) -> None:
-            if "time/step_s" in values:
-                connection.send({"step": values["time/step_s"]})
-                _wait(connection)
+    class Turns(rl.train.Progress):
+        def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+            assert values
+            connection.send({"step": values["time/step_s"]})
+            _wait(connection)
 
-        def close(self) -> None: ...
-
-    rl.sinks.open_sinks = lambda *_, **__: [Turns()]
+    rl.train.Progress = Turns  # type: ignore[misc]
     train(setting.run_config())
 
 
