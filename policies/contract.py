@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,15 @@ class LearnerSettings:
     packing: bool
     attention: Literal["sdpa", "flex", "flash"]
     on_gpu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """What an update measures its divergence and its ratios from: logprobs of trained tokens, float32 [loss_token] by
+    trajectory id, under the frozen ``reference`` and under the weights before its first optimizer step."""
+
+    reference: Mapping[str, np.ndarray] = field(default_factory=dict)
+    before: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

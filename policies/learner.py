@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from policies.attention import use_packed_attention
-from policies.contract import Gradient, Gradients, LearnerSettings, RankUpdate, Weights
+from policies.contract import Anchors, Gradient, Gradients, LearnerSettings, RankUpdate, Weights
+from policies.deepspeed_engine import deepspeed_engine
+from policies.group_logprobs import GroupLogprobs
 from policies.learner_state import load_state, save_state
 from policies.logprobs import chunk_count
 from policies.packing import MicroBatch, MicroBatchBuilder
 from policies.policy_model import HEAD_CHUNK_TOKENS, PolicyModel
-from policies.reference import FrozenReference
 from policies.rows import Row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
@@ -52,34 +53,34 @@ class Learner:
         self.builder = MicroBatchBuilder(
             model.model, self.processor, kernel=settings.attention if settings.packing else None
         )
-        self.reference: FrozenReference | None = None
-        if settings.with_reference and not settings.lora_rank:
-            frozen = PolicyModel(copy.deepcopy(model), temperature=settings.temperature, entropy_gradient=False)
-            self.reference = FrozenReference(frozen, self.builder, settings.micro_batch_tokens, device=self.device)
-        self.engine = self._engine(self._trainable(model))
+        frozen = copy.deepcopy(model) if settings.with_reference and not settings.lora_rank else None
+        self.engine = deepspeed_engine(self._trainable(model), settings)
+        self.reference, self.before = self._reference(frozen), self._before()
         self.steps = 0
         self.publisher = Publisher()
 
-    def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> RankUpdate:
-        """One optimizer step per mini-batch; ``reference`` has what `reference_logprobs` gave for some groups already.
+    def update(self, batch: TrainBatch, *, known: Anchors | None = None) -> RankUpdate:
+        """One optimizer step per mini-batch; ``known`` has what `anchors` gave for some groups already.
 
         Raises LearnerError where the loss is not finite.
         """
         minibatches = [self._minibatch(placed) for placed in self._cut(batch.samples)]
         totals = _Totals()
-        known = dict(reference or {})
-        # With several optimizer steps the later ones are off-policy: what they compare with is computed beforehand.
+        reference, before = (dict(known.reference), dict(known.before)) if known else ({}, {})
+        # After the first optimizer step the others are off-policy: what they compare with is computed beforehand.
         old = [
-            [self._detached_logprobs(micro) if len(minibatches) > 1 else None for micro in minibatch.micros]
+            [
+                self._old_logprobs(micro, minibatch.samples, before) if minibatch is not minibatches[0] else None
+                for micro in minibatch.micros
+            ]
             for minibatch in minibatches
         ]
         for minibatch, old_logprobs in zip(minibatches, old, strict=True):
             learning_rate = self._set_learning_rate()
             for micro, old_of_micro in zip(minibatch.micros, old_logprobs, strict=True):
-                new = self._backward(micro, old_of_micro, minibatch, totals, known)
+                new = self._backward(micro, old_of_micro, minibatch, totals, reference)
                 if micro.weight:
-                    before = new if old_of_micro is None else old_of_micro
-                    totals.logprobs |= minibatch.by_place(micro, before)
+                    totals.logprobs |= minibatch.by_place(micro, new if old_of_micro is None else old_of_micro)
                     number = totals.passes * self.ranks + self.rank
                     totals.micro_batches |= {minibatch.places[index]: number for index in micro.indices}
                 totals.passes += 1
@@ -105,10 +106,12 @@ class Learner:
                 found |= minibatch.by_place(micro, new)
         return found
 
-    def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
-        """See `FrozenReference.group_logprobs`; no other rank takes part."""
-        assert self.reference is not None
-        return self.reference.group_logprobs(samples)
+    def anchors(self, samples: Sequence[TrainSample]) -> Anchors:
+        """What the next update will compare one group with, as far as no other rank takes part in it."""
+        return Anchors(
+            reference=self.reference.of_group(samples) if self.reference else {},
+            before=self.before.of_group(samples) if self.before else {},
+        )
 
     def gradients(
         self, batch: TrainBatch, *, by_sample: bool, variants: Sequence[tuple[TrainBatch, LossFunction]]
@@ -182,23 +185,23 @@ class Learner:
         model.train()
         return PolicyModel(model, temperature=settings.temperature, entropy_gradient=settings.entropy_gradient)
 
-    def _engine(self, policy: PolicyModel) -> Any:
-        import deepspeed
+    def _reference(self, frozen: Any) -> GroupLogprobs | None:
+        """Of the policy that RL started from, where a rank can compute it alone: a frozen copy, or the base under the
+        adapters unless it is sharded."""
+        if frozen is not None:
+            policy = PolicyModel(frozen, temperature=self.settings.temperature, entropy_gradient=False)
+            return self._group_logprobs(policy.eval().requires_grad_(False).to(self.device))
+        if self.settings.with_reference and self.settings.zero_stage < 3:
+            return self._group_logprobs(self.engine.module, under=self.engine.module.model.disable_adapter)
+        return None
 
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.settings.weight_decay},
-                {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-            ],
-            lr=self.settings.learning_rate,
-            betas=self.settings.adam_betas,
-            fused=True,
-        )
-        engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=optimizer, model_parameters=trained, config=deepspeed_config(self.settings)
-        )
-        return engine
+    def _before(self) -> GroupLogprobs | None:
+        """Of the policy before an update of several optimizer steps, where a rank can compute it alone."""
+        alone = self.settings.minibatches > 1 and self.settings.zero_stage < 3
+        return self._group_logprobs(self.engine.module) if alone else None
+
+    def _group_logprobs(self, policy: PolicyModel, **under: Any) -> GroupLogprobs:
+        return GroupLogprobs(policy, self.builder, self.settings.micro_batch_tokens, device=self.device, **under)
 
     def _cut(self, samples: Sequence[TrainSample]) -> list[list[tuple[int, TrainSample]]]:
         """Cut the batch at group borders into ``minibatches`` parts; each sample keeps its place in the batch."""
@@ -318,16 +321,22 @@ class Learner:
     def _detached_logprobs(self, micro: MicroBatch) -> torch.Tensor:
         return self.engine(micro)[0]
 
+    def _old_logprobs(
+        self, micro: MicroBatch, samples: Sequence[TrainSample], known: dict[str, np.ndarray]
+    ) -> torch.Tensor:
+        """Logprobs under the weights of now, which an optimizer step is about to change."""
+        return self.before.of_pass(micro, samples, known) if self.before else self._detached_logprobs(micro)
+
     @torch.no_grad()
     def _reference_logprobs(
         self, micro: MicroBatch, samples: Sequence[TrainSample], known: dict[str, np.ndarray]
     ) -> torch.Tensor | None:
-        """Logprobs under the policy that RL started from: a frozen copy, or the base under the adapters, which takes
-        the same micro-batch. The vision tower runs again: the copy has its own, and adapters may sit in it."""
+        """Logprobs under the policy that RL started from. The vision tower runs again: a frozen copy has its own, and
+        adapters may sit in it."""
         if not self.settings.with_reference:
             return None
-        if self.reference is not None:
-            return self.reference.logprobs(micro, samples, known)
+        if self.reference:
+            return self.reference.of_pass(micro, samples, known)
         with self.engine.module.model.disable_adapter():
             return self.engine(micro)[0]
 
@@ -335,23 +344,6 @@ class Learner:
 def _dot(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """Summed in float64: the parts of a gradient add up to the whole."""
     return sum(float(torch.dot(a.double().flatten(), b.double().flatten())) for a, b in zip(one, other, strict=True))
-
-
-def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
-    """The engine's config. Accumulation borders are set by hand, since the number of passes varies by step."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
-    if settings.offload_optimizer and settings.zero_stage:  # a replay may hold all of it in one place
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "steps_per_print": 10**9,
-    }
 
 
 @dataclass(frozen=True, slots=True)

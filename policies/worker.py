@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from policies.contract import Gradients, LearnerSettings, RankUpdate, Update, Weights, merge_updates
+from policies.contract import Anchors, Gradients, LearnerSettings, RankUpdate, Update, Weights, merge_updates
 from rl.errors import LearnerError, MedrlError
 from rl.types import TrainBatch, TrainSample
 
@@ -57,11 +57,11 @@ class LearnerWorker:
 
         self.learner = Learner(settings, loss, rank=self.rank, ranks=self.ranks)
 
-    def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> RankUpdate:
-        return self.learner.update(batch, reference=reference)
+    def update(self, batch: TrainBatch, *, known: Anchors | None = None) -> RankUpdate:
+        return self.learner.update(batch, known=known)
 
-    def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
-        return self.learner.reference_logprobs(samples)
+    def anchors(self, samples: Sequence[TrainSample]) -> Anchors:
+        return self.learner.anchors(samples)
 
     def logprobs(self, samples: Sequence[TrainSample]) -> dict[int, np.ndarray]:
         return self.learner.logprobs(samples)
@@ -96,15 +96,14 @@ class LearnerGroup:
         (host, port) = await self._wait(self.workers[0].address.remote(), rank=0)
         await self._all("build", settings, loss, host=host, port=port)
 
-    async def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray] | None = None) -> Update:
-        """One optimizer step on ``batch`` per mini-batch; ``reference`` is what is known of it already."""
-        return merge_updates(await self._all("update", batch, reference=reference))
+    async def update(self, batch: TrainBatch, *, known: Anchors | None = None) -> Update:
+        """One optimizer step on ``batch`` per mini-batch; ``known`` is what `anchors` gave for some of its groups."""
+        return merge_updates(await self._all("update", batch, known=known))
 
-    async def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
-        """The frozen reference's logprobs of one group, float32 [loss_token] by trajectory id; ranks take turns."""
+    async def anchors(self, samples: Sequence[TrainSample]) -> Anchors:
+        """What the next update will compare one group with, where a rank can tell alone; ranks take turns."""
         self._turn = (self._turn + 1) % len(self.workers)
-        call = self.workers[self._turn].reference_logprobs.remote(samples)
-        found: dict[str, np.ndarray] = await self._wait(call, rank=self._turn)
+        found: Anchors = await self._wait(self.workers[self._turn].anchors.remote(samples), rank=self._turn)
         return found
 
     async def logprobs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:

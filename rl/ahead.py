@@ -1,4 +1,4 @@
-"""What is done ahead: the reference's part of the update, and generation, never further than the bound on staleness.
+"""What is done ahead: what an update compares with, and generation, never further than the bound on staleness.
 
 Step k trains on the learner's version k - 1. Its tokens may be as old as version k - 1 - max_staleness: so it is begun
 as soon as the engines hold that version, and not before. Each step keeps the tasks that it was begun with, however long
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.contract import Anchors
 from rl.batch import train_sample
 from rl.collect import Collected
 from rl.errors import RolloutError
@@ -56,35 +57,36 @@ class Ahead:
         await asyncio.gather(*self._begun.values(), return_exceptions=True)
 
 
-class EarlyReference:
-    """The reference's logprobs of groups that are done, by a learner that rests while others are still written."""
+class EarlyAnchors:
+    """What the update will compare finished groups with, by a learner that rests while others are still written."""
 
     def __init__(self, learner: Any) -> None:
         self._learner = learner
-        self._asked: list[asyncio.Task[dict[str, np.ndarray]]] = []
+        self._asked: list[asyncio.Task[Anchors]] = []
         self._spans: list[Span] = []
 
     def begin(self, group: Group) -> None:
         """Ask for those of a scored group; one without a baseline is not trained on."""
         if len(group.scored) >= 2:
-            self._asked.append(asyncio.create_task(self._logprobs(group)))
+            self._asked.append(asyncio.create_task(self._anchors(group)))
 
-    async def logprobs(self) -> tuple[dict[str, np.ndarray], list[Span]]:
-        """All that was asked for, by trajectory id, and when the learner was at it."""
-        found: dict[str, np.ndarray] = {}
-        for each in self._asked:
-            found |= await each
-        return found, self._spans
+    async def known(self) -> tuple[Anchors, list[Span]]:
+        """All that was asked for, and when the learner was at it."""
+        found = [await each for each in self._asked]
+        return Anchors(
+            reference={name: logprobs for each in found for name, logprobs in each.reference.items()},
+            before={name: logprobs for each in found for name, logprobs in each.before.items()},
+        ), self._spans
 
-    async def _logprobs(self, group: Group) -> dict[str, np.ndarray]:
+    async def _anchors(self, group: Group) -> Anchors:
         asked_s = time.time()
         samples = [train_sample(scored.trajectory, group=0, advantage=0.0) for scored in group.scored]
-        found: dict[str, np.ndarray] = await self._learner.reference_logprobs(samples)
+        found: Anchors = await self._learner.anchors(samples)
         began_s = max([asked_s, *(span.ended_s for span in self._spans)])  # the learner takes one after the other
-        self._spans.append(Span(phase="reference", began_s=began_s, ended_s=time.time()))
+        self._spans.append(Span(phase="forward", began_s=began_s, ended_s=time.time()))
         return found
 
-    async def __aenter__(self) -> EarlyReference:
+    async def __aenter__(self) -> EarlyAnchors:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from policies.contract import Anchors
 from rl.errors import ScorerError
 from rl.timeline import Span
 from rl.types import Group, SamplingParams, ScoredTrajectory, Task, Trajectory, Unscored
@@ -38,16 +39,15 @@ class Rewards(Protocol):
 class Collected:
     """Groups in the order of their requests, and when they were made.
 
-    ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores, then the reference.
-    ``drawn_anew`` are the groups that others were drawn for, ``ref_logprobs`` what is known of the groups under the
-    reference already, by trajectory id.
+    ``spans`` says what ran when; ``waits``, what was waited for: the engines, then the scores, then the learner's
+    forward passes. ``drawn_anew`` are the groups that others were drawn for, ``anchors`` what those passes gave.
     """
 
     groups: list[Group]
     spans: Sequence[Span]
     waits: Sequence[Span]
     drawn_anew: Sequence[Group] = ()
-    ref_logprobs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    anchors: Anchors = field(default_factory=Anchors)
 
     def waited_s(self, phase: str, *, since_s: float = -math.inf) -> float:
         """Seconds that were waited for ``phase``, of those after a moment."""

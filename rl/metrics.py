@@ -100,7 +100,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy_version", "version", "weights that the step's update began from"),
     Metric("time/generate_s", "s", "waiting for rollouts", "Time per step", "generate"),
     Metric("time/score_s", "s", "waiting for scores after the last rollout", "Time per step", "score"),
-    Metric("time/reference_s", "s", "waiting for the reference after the last score", "Time per step", "reference"),
+    Metric("time/forward_s", "s", "waiting for early forward passes after the last score", "Time per step", "forward"),
     Metric("time/update_s", "s", "learner update", "Time per step", "update"),
     Metric("time/publish_s", "s", "publication of the weights", "Time per step", "publish"),
     Metric("time/check_s", "s", "comparing engine and learner after a publication", "Time per step", "check"),

@@ -108,9 +108,9 @@ def loss_function(config: RunConfig) -> Callable[..., Any]:
     return functools.partial(policy_loss, settings=settings)
 
 
-def has_early_reference(config: RunConfig) -> bool:
-    """Whether the learner rests while groups are written, and holds a reference that is no part of what it trains."""
-    return config.loss.kl_coef > 0 and not config.policy.lora.rank and not config.async_.max_staleness
+def has_early_forward(config: RunConfig) -> bool:
+    """Whether the learner rests while groups are written, and needs more than its update's own passes over them."""
+    return not config.async_.max_staleness and (config.loss.kl_coef > 0 or config.learner.minibatches > 1)
 
 
 def training_sampling(config: RunConfig) -> SamplingParams:

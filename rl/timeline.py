@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from rl.metrics import keep_steps_before, whole_lines
 
-Phase = Literal["generate", "score", "reference", "update", "publish", "evaluate", "checkpoint", "log"]
+Phase = Literal["generate", "score", "forward", "update", "publish", "evaluate", "checkpoint", "log"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 

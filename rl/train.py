@@ -11,7 +11,7 @@ import numpy as np
 
 from policies.contract import Update
 from rl.advantage import has_signal
-from rl.ahead import Ahead, EarlyReference, check_staleness, staleness_metrics
+from rl.ahead import Ahead, EarlyAnchors, check_staleness, staleness_metrics
 from rl.batch import make_train_batch, reward_columns, train_sample
 from rl.checkpoint import save_checkpoint
 from rl.collect import Collected, Rewards, check_unscored, collect, make_requests
@@ -21,7 +21,7 @@ from rl.errors import LearnerError, PublicationError
 from rl.evaluate import evaluate
 from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
-from rl.settings import greedy_sampling, has_early_reference, training_sampling
+from rl.settings import greedy_sampling, has_early_forward, training_sampling
 from rl.step_log import StepLog, logged_step
 from rl.stopping import Interrupted, unless_stopped
 from rl.timeline import Span, Timeline
@@ -87,7 +87,7 @@ class Run:
                 async with self.log.kept_on_failure(step, [collected]):
                     batch = self.train_batch(collected.groups)
                     with self.timeline.during("update", step) as updating:
-                        update = await self.learner.update(batch, reference=collected.ref_logprobs)
+                        update = await self.learner.update(batch, known=collected.anchors)
                     await self.log.written()  # the step before, which had all this time
                     await self.publish(step)
                 ahead.published(step)
@@ -113,7 +113,7 @@ class Run:
         spare: list[Group] = []
         rounds: list[Collected] = []
         drawn = self._undone[step] = []
-        async with EarlyReference(self.learner) as reference:
+        async with EarlyAnchors(self.learner) as early:
             for _ in range(config.dynamic_sampling.max_rounds if config.dynamic_sampling.enabled else 1):
                 tasks = self.sampler.next_batch(config.tasks_per_step - len(kept))
                 requests = make_requests(
@@ -132,7 +132,7 @@ class Run:
                         pool=self.pool,
                         rewards=self.rewards,
                         workers=len(self.pool.workers),
-                        scored=reference.begin if has_early_reference(config) else None,
+                        scored=early.begin if has_early_forward(config) else None,
                     )
                 )
                 async with self.log.kept_on_failure(step, rounds):
@@ -142,7 +142,7 @@ class Run:
                 if len(kept) == config.tasks_per_step:
                     break
             asked_s = time.time()
-            ref_logprobs, computing = await reference.logprobs()
+            anchors, computing = await early.known()
         # Without a refill, or where all rounds are spent, groups without signal fill the batch: no sample is lost.
         missing = config.tasks_per_step - len(kept)
         return Collected(
@@ -150,10 +150,10 @@ class Run:
             spans=[*(span for each in rounds for span in each.spans), *computing],
             waits=[
                 *(wait for each in rounds for wait in each.waits),
-                Span(phase="reference", began_s=asked_s, ended_s=time.time()),
+                Span(phase="forward", began_s=asked_s, ended_s=time.time()),
             ],
             drawn_anew=spare[missing:],
-            ref_logprobs=ref_logprobs,
+            anchors=anchors,
         )
 
     def train_batch(self, groups: list[Group]) -> TrainBatch:
@@ -266,7 +266,7 @@ class Run:
             "policy_version": batch.policy_version,
             "time/generate_s": collected.waited_s("generate", since_s=began_s),
             "time/score_s": collected.waited_s("score", since_s=began_s),
-            "time/reference_s": collected.waited_s("reference", since_s=began_s),
+            "time/forward_s": collected.waited_s("forward", since_s=began_s),
             "time/update_s": update_s,
             "time/publish_s": self.published.publish_s,
             "time/check_s": self.check_s,

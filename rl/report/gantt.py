@@ -15,7 +15,7 @@ WORKERS_SHOWN = 8
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _GAP = 1180.0, 84.0, 12.0, 24.0, 19.0, 7.0
 _LANES: Mapping[Phase, str] = {
     "score": "rewards",
-    "reference": "learner",
+    "forward": "learner",
     "update": "learner",
     "publish": "weights",
     "evaluate": "evaluation",
@@ -25,7 +25,7 @@ _LANES: Mapping[Phase, str] = {
 _COLOURS: Mapping[Phase, str] = {
     "generate": "--c1",
     "score": "--c2",
-    "reference": "--dim",
+    "forward": "--dim",
     "update": "--c3",
     "publish": "--c4",
     "evaluate": "--c5",
@@ -176,9 +176,9 @@ def _told(steps: Mapping[int, Sequence[Span]]) -> str:
     spans = [span for own in steps.values() for span in own]
     whole_s = max(span.ended_s for span in spans) - min(span.began_s for span in spans)
     writing_s = _covered_s([span for span in spans if span.phase == "generate"])
-    learning_s = _covered_s([span for span in spans if span.phase in ("reference", "update")])
+    learning_s = _covered_s([span for span in spans if span.phase in ("forward", "update")])
     hidden = max(span.worker for span in spans) + 1 - WORKERS_SHOWN
-    either_s = _covered_s([span for span in spans if span.phase in ("generate", "reference", "update")])
+    either_s = _covered_s([span for span in spans if span.phase in ("generate", "forward", "update")])
     return (
         f"A bar has the number of its step; at a line all engines have the weights of that version. Of "
         f"{whole_s:.3g} s the engines wrote in {writing_s / whole_s:.0%}, the learner computed in "

@@ -107,7 +107,8 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 def interleaved(contestants: Mapping[str, Callable[[], float]], *, turns: int) -> Turns:
     """The seconds that each contestant returns, in ``turns`` turns after one that is not counted.
 
-    Who begins changes from turn to turn, so that none always finds the caches as the same other left them.
+    Who begins changes from turn to turn, so that none always finds the caches as the same other left them. Each turn
+    is printed, for the log of a part that takes long or breaks off.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -115,6 +116,7 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], *, turns: int) -
         first = turn % len(names)
         for name in [*names[first:], *names[:first]]:
             taken_s = contestants[name]()
+            print(f"turn {turn} of {turns}: {name} {taken_s:.3g} s", flush=True)
             if turn:
                 seconds[name].append(taken_s)
     return seconds

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.contract import LearnerSettings
+from policies.contract import Anchors, LearnerSettings
 from rl.types import TrainBatch
 from tests.samples import a_sample
 
@@ -225,6 +225,33 @@ def test_later_minibatches_are_off_policy_and_measured_against_the_policy_that_w
     assert one_rank.first["kl_old"] == 0.0
     for got, wanted in zip(outcome.logprobs, one_rank.logprobs, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5)  # logged are those before the first step
+
+
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_what_is_asked_for_of_a_group_before_the_update_changes_no_bit_of_it(
+    adapters: int, settings: LearnerSettings, batch: TrainBatch, ray_session: Any
+) -> None:
+    shape = dataclasses.replace(
+        settings, lora_rank=adapters, with_reference=True, minibatches=2, zero_stage=2, learning_rate=1e-2
+    )
+
+    async def updates(group: Any, *, early: bool) -> dict[str, np.ndarray]:
+        for _ in range(2):
+            known = Anchors()
+            for number in (3, 0, 4, 2, 1) if early else ():
+                found = await group.anchors([sample for sample in batch.samples if sample.group == number])
+                known = Anchors(reference=known.reference | found.reference, before=known.before | found.before)
+            if early:
+                assert len(known.reference) == len(known.before) == len(batch.samples)
+            await group.update(batch, known=known)
+        reference, _ = await group.weights()
+        return {name: array.copy() for name, array in (await reference).items()}
+
+    made = [
+        with_learner(functools.partial(updates, early=early), shape, ranks=2, ray=ray_session, kl_coef=0.1)
+        for early in (True, False)
+    ]
+    assert all(np.array_equal(made[0][name], weight) for name, weight in made[1].items())
 
 
 def test_a_restored_learner_goes_on_bit_for_bit(

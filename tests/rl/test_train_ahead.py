@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from policies.contract import Update, Weights
+from policies.contract import Anchors, Update, Weights
 from rl.config_schema import RunConfig
 from rl.errors import LearnerError, PublicationError, RolloutError
 from rl.metrics import MetricsLog, read_metrics
@@ -37,14 +37,16 @@ class Learner:
         self.asked_at: list[int] = []
         self.known: list[bool] = []
 
-    async def reference_logprobs(self, samples: Sequence[TrainSample]) -> dict[str, np.ndarray]:
+    async def anchors(self, samples: Sequence[TrainSample]) -> Anchors:
         self.asked_at.append(self.engine.steps)
         await asyncio.sleep(0)
-        return {sample.trajectory_id: np.zeros(int(sample.loss_mask.sum()), np.float32) for sample in samples}
+        found = {sample.trajectory_id: np.zeros(int(sample.loss_mask.sum()), np.float32) for sample in samples}
+        return Anchors(reference=found, before=found)
 
-    async def update(self, batch: TrainBatch, *, reference: Mapping[str, np.ndarray]) -> Update:
+    async def update(self, batch: TrainBatch, *, known: Anchors) -> Update:
         assert batch.policy_version == self.version
-        self.known.append(set(reference) == {sample.trajectory_id for sample in batch.samples})
+        asked = {sample.trajectory_id for sample in batch.samples}
+        self.known.append(set(known.reference) == asked == set(known.before))
         before = self.engine.steps
         await asyncio.sleep(self.update_s)
         self.steps_meanwhile.append(self.engine.steps - before)
@@ -86,6 +88,7 @@ class Loop:
         update_s: float = 0.02,
         engine_step_s: float = 0.001,
         kl_coef: float = 0.0,
+        minibatches: int = 1,
     ) -> None:
         self.folder = folder
         self.engine = FakeEngine(max_num_seqs=4, step_s=engine_step_s)
@@ -93,7 +96,7 @@ class Loop:
         self.stop = asyncio.Event()
         config = RunConfig(max_steps=STEPS, tasks_per_step=4, group_size=2)
         config.async_.max_staleness = max_staleness
-        config.loss.kl_coef = kl_coef
+        config.loss.kl_coef, config.learner.minibatches = kl_coef, minibatches
         config.evaluation.every_steps = 3
         config.checkpoint.every_steps = 2
         self.tasks = tuple(a_task(f"t{number}", extra={"lengths": [3 + number % 5, 6]}) for number in range(40))
@@ -219,10 +222,10 @@ async def test_the_trajectories_that_an_update_failed_on_are_in_the_log(
     loop = Loop(tmp_path, monkeypatch, max_staleness=0)
     update = loop.learner.update
 
-    async def failing_at_2(batch: TrainBatch, *, reference: Mapping[str, np.ndarray]) -> Update:
+    async def failing_at_2(batch: TrainBatch, *, known: Anchors) -> Update:
         if batch.policy_version == 1:
             raise LearnerError("the loss is nan")
-        return await update(batch, reference=reference)
+        return await update(batch, known=known)
 
     monkeypatch.setattr(loop.learner, "update", failing_at_2)
     with pytest.raises(LearnerError, match="the loss is nan"):
@@ -262,17 +265,18 @@ async def test_the_timeline_shows_generation_beside_the_update(tmp_path: Path, m
         assert began_ahead == [bool(max_staleness)] * (STEPS - 1)
 
 
-async def test_a_resting_learner_computes_the_reference_of_what_is_done_while_others_are_still_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("settings", [{"kl_coef": 0.1}, {"minibatches": 2}])
+async def test_a_resting_learner_goes_over_what_is_done_while_others_are_still_written(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = Loop(tmp_path, monkeypatch, max_staleness=0, kl_coef=0.1)
+    loop = Loop(tmp_path, monkeypatch, max_staleness=0, **settings)
     await loop.to_the_end()
     assert loop.learner.known == [True] * STEPS  # nothing of it is left to the update
     # Four groups a step, two at a time: the first of a step is asked for before the engine has written the last.
     firsts, lasts = loop.learner.asked_at[::4], loop.learner.asked_at[3::4]
     assert len(firsts) == STEPS and all(first < last for first, last in zip(firsts, lasts, strict=True))
     phases = [span.phase for span in read_timeline(tmp_path / "timeline.jsonl")[1]]
-    assert phases.count("reference") == 4
+    assert phases.count("forward") == 4
 
 
 async def test_a_learner_that_updates_meanwhile_is_not_asked_for_it(

@@ -1,4 +1,4 @@
-"""The frozen reference: whatever is beside it in the batch, and whenever asked, a group gets the same bits."""
+"""Whatever is beside it in the batch, and whenever it is asked for, a group gets the same bits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from policies.attention import use_packed_attention
+from policies.group_logprobs import GroupLogprobs
 from policies.packing import MicroBatchBuilder
 from policies.policy_model import PolicyModel
-from policies.reference import FrozenReference
 from policies.vlm import load_policy
 from rl.types import TrainSample
 from tests.samples import a_sample
@@ -30,24 +30,24 @@ def samples() -> list[TrainSample]:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_group_alone_or_with_others_early_or_late_has_the_same_reference(packing: bool, tiny_policy: Path) -> None:
+def test_a_group_alone_or_with_others_early_or_late_has_the_same_logprobs(packing: bool, tiny_policy: Path) -> None:
     model, processor = load_policy(str(tiny_policy))
     if packing:
         use_packed_attention(model)
     builder = MicroBatchBuilder(model.model, processor, kernel="sdpa" if packing else None)
     policy = PolicyModel(model, temperature=1.0, entropy_gradient=False)
-    reference = FrozenReference(policy, builder, 8192, device=torch.device("cpu"))
+    by_group = GroupLogprobs(policy, builder, 8192, device=torch.device("cpu"))
     batch = samples()
     early: dict[str, np.ndarray] = {}
     for group in (2, 0, 1):
-        early |= reference.group_logprobs([sample for sample in batch if sample.group == group])
+        early |= by_group.of_group([sample for sample in batch if sample.group == group])
     rows = builder.rows(batch)
     for budget in (8192, 40):  # all in one pass, then a few rows in each
         (passes,) = builder.plan(rows, ranks=1, budget_tokens=budget)
         for own in passes:
             micro = builder.build([rows[index] for index in own])
-            late = reference.logprobs(micro, batch, {})
-            assert torch.equal(late, reference.logprobs(micro, batch, dict(early)))
+            late = by_group.of_pass(micro, batch, {})
+            assert torch.equal(late, by_group.of_pass(micro, batch, dict(early)))
             with torch.no_grad():
                 together = policy(micro)[0]  # in the passes of the update itself: the same but for rounding
             np.testing.assert_allclose(late.numpy(), together.numpy(), atol=1e-5)

@@ -1,0 +1,47 @@
+"""The DeepSpeed engine around the policy: AdamW, ZeRO, clipping, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from policies.contract import LearnerSettings
+from policies.policy_model import PolicyModel
+
+
+def deepspeed_engine(policy: PolicyModel, settings: LearnerSettings) -> Any:
+    """An engine that trains what of ``policy`` takes a gradient; weights alone decay, neither biases nor norms."""
+    import deepspeed
+
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=settings.adam_betas,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=policy, optimizer=optimizer, model_parameters=trained, config=_config(settings)
+    )
+    return engine
+
+
+def _config(settings: LearnerSettings) -> dict[str, Any]:
+    """The engine's config. Accumulation borders are set by hand, since the number of passes varies by step."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload_optimizer and settings.zero_stage:  # a replay may hold all of it in one place
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+    }
