@@ -85,7 +85,7 @@ class Update:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """A digest of all of the policy's weights, by name, type, shape and bytes (SHA-256), and the size of those among
-    them that changed since they were last handed out."""
+    them that are handed out."""
 
     size_bytes: int
     sha256: str

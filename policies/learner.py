@@ -28,7 +28,7 @@ from policies.policy_model import HEAD_CHUNK_TOKENS, PolicyModel
 from policies.rows import Row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
-from policies.weights import Publisher, base_model, full_weights
+from policies.weights import Publisher, base_model, full_weights, host_arrays
 from rl.errors import LearnerError
 from rl.types import TrainBatch, TrainSample
 
@@ -142,8 +142,12 @@ class Learner:
 
         The first call, and the first after `load`, gives all. With adapters no later one looks at what they leave.
         """
-        arrays = self.publisher.gather(self.engine.module.model)
-        return self.publisher.changes(arrays) if self.rank == 0 else (None, None)
+        gathered = self.gather()
+        return self.publisher.changes(host_arrays(gathered)) if self.rank == 0 else (None, None)
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        """The weights that training may have changed, by checkpoint name, whole and on the device; see `weights`."""
+        return self.publisher.gather(self.engine.module.model)
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy, adapters merged, as a plain ``save_pretrained`` folder with its processor."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,22 @@ def block_of(name: str) -> str:
     return _NUMBER.sub("", name.rpartition(".")[0].rpartition(".")[0])
 
 
-def checkpoint_arrays(model: torch.nn.Module, *, blocks: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """All weights, or those of ``blocks``, as host arrays; named as ``save_pretrained`` writes and vLLM loads them.
+def checkpoint_weights(model: torch.nn.Module, *, blocks: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """All weights, or those of ``blocks``, on their device; named as ``save_pretrained`` writes and vLLM loads them.
 
-    A collective, like `full_weights`. bfloat16 has no numpy type and is handed over as its bits, uint16.
+    A collective, like `full_weights`.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    named = revert_weight_conversion(base_model(model), dict(full_weights(model, blocks=blocks)))
-    return {name: _host_array(weight) for name, weight in named.items()}
+    named: dict[str, torch.Tensor] = revert_weight_conversion(
+        base_model(model), dict(full_weights(model, blocks=blocks))
+    )
+    return named
+
+
+def host_arrays(weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Copies in the host's memory. bfloat16 has no numpy type and is handed over as its bits, uint16."""
+    return {name: _host_array(weight) for name, weight in weights.items()}
 
 
 class Publisher:
@@ -73,22 +81,26 @@ class Publisher:
         self.digests: dict[str, bytes] = {}
         self.gathered = False
 
-    def gather(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+    def gather(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """All weights the first time, then those that training may have changed; a collective of all ranks."""
         blocks = trained_blocks(model) if self.gathered else None
         self.gathered = True
-        return checkpoint_arrays(model, blocks=blocks)
+        return checkpoint_weights(model, blocks=blocks)
 
     def changes(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Weights]:
         """Those of ``arrays`` that lie in a block of which a bit changed since the last call, and what the weights are
         known by: those of all calls, each as it was last."""
-        digests = _digests(arrays)
-        blocks = {block_of(name) for name, digest in digests.items() if self.digests.get(name) != digest}
+        before = self.digests
+        known = self.known(arrays)
+        blocks = {block_of(name) for name in arrays if self.digests[name] != before.get(name)}
         changed = {name: array for name, array in arrays.items() if block_of(name) in blocks}
-        self.digests |= digests
+        return changed, replace(known, size_bytes=sum(array.nbytes for array in changed.values()))
+
+    def known(self, arrays: Mapping[str, np.ndarray]) -> Weights:
+        """What the weights are known by, where all of ``arrays`` are handed out."""
+        self.digests = self.digests | _digests(arrays)
         whole = hashlib.sha256(b"".join(self.digests[name] for name in sorted(self.digests)))
-        size_bytes = sum(array.nbytes for array in changed.values())
-        return changed, Weights(size_bytes=size_bytes, sha256=whole.hexdigest())
+        return Weights(size_bytes=sum(array.nbytes for array in arrays.values()), sha256=whole.hexdigest())
 
 
 def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:

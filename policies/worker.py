@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,23 @@ class LearnerWorker:
         """See `policies.learner.Learner.weights`."""
         return self.learner.weights()
 
+    def connect(self, group: Mapping[str, Any]) -> None:
+        """See `policies.broadcast.Broadcast`; asked of rank 0."""
+        from policies.broadcast import Broadcast
+
+        self.broadcast = Broadcast(group)
+
+    def gather(self) -> dict[str, list[Any]] | None:
+        """See `policies.broadcast.Broadcast.announce`; on rank 0 alone, the others only take part in gathering."""
+        gathered = self.learner.gather()
+        return self.broadcast.announce(gathered) if self.rank == 0 else None
+
+    def send(self) -> Weights:
+        """Send what was gathered; its digest is taken when the engines have it. Asked of rank 0."""
+        from policies.weights import host_arrays
+
+        return self.learner.publisher.known(host_arrays(self.broadcast.send()))
+
     def save(self, folder: Path) -> None:
         self.learner.save(folder)
 
@@ -93,8 +110,13 @@ class LearnerGroup:
 
     async def build(self, settings: LearnerSettings, loss: Any) -> None:
         """Build the engine on every rank; ``loss`` is a picklable loss function."""
-        (host, port) = await self._wait(self.workers[0].address.remote(), rank=0)
+        host, port = await self.address()
         await self._all("build", settings, loss, host=host, port=port)
+
+    async def address(self) -> tuple[str, int]:
+        """The host of rank 0 and a port that is free there."""
+        found: tuple[str, int] = await self._wait(self.workers[0].address.remote(), rank=0)
+        return found
 
     async def update(self, batch: TrainBatch, *, known: Anchors | None = None) -> Update:
         """One optimizer step on ``batch`` per mini-batch; ``known`` is what `anchors` gave for some of its groups."""
@@ -125,6 +147,20 @@ class LearnerGroup:
         calls = [worker.weights.options(num_returns=2).remote() for worker in self.workers]
         described = [await self._wait(known, rank=rank) for rank, (_, known) in enumerate(calls)]
         return calls[0][0], described[0]
+
+    async def connect(self, group: Mapping[str, Any]) -> None:
+        """Have rank 0 meet the engines in an NCCL group, see `policies.broadcast.Broadcast`."""
+        await self._wait(self.workers[0].connect.remote(group), rank=0)
+
+    async def gather(self) -> dict[str, list[Any]]:
+        """Gather what training may have changed, for `send`; what an engine must know to receive it."""
+        announced: dict[str, list[Any]] = (await self._all("gather"))[0]
+        return announced
+
+    async def send(self) -> Weights:
+        """Send what was gathered to the engines, which must receive it meanwhile; what all weights are known by."""
+        known: Weights = await self._wait(self.workers[0].send.remote(), rank=0)
+        return known
 
     async def save(self, folder: Path) -> None:
         await self._all("save", folder)

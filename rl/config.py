@@ -25,6 +25,7 @@ SHIPPED_CONFIGS = Path(configs.__file__).parent
 CHOICES: dict[str, tuple[str, ...]] = {
     "policy.preset": ("tiny", "smollm2"),
     "policy.dtype": ("float32", "bfloat16"),
+    "rollouts.weight_transfer": ("host", "nccl"),
     "advantage.baseline": ("group_mean", "leave_one_out"),
     "advantage.scale": ("std", "none", "batch"),
     "loss.objective": ("ppo", "cispo"),
@@ -171,6 +172,14 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
             config.sampling.max_tokens >= config.rollouts.max_model_len,
             f"rollouts.max_model_len must exceed sampling.max_tokens so that a prompt fits; got "
             f"{config.rollouts.max_model_len} and {config.sampling.max_tokens}",
+        ),
+        (
+            config.rollouts.weight_transfer == "nccl"
+            and (config.learner.gpus_per_rank < 1 or config.rollouts.gpus_per_worker < config.rollouts.tensor_parallel),
+            f"rollouts.weight_transfer=nccl needs learner.gpus_per_rank >= 1 and rollouts.gpus_per_worker >= "
+            f"rollouts.tensor_parallel, since NCCL takes one process per GPU; got {config.learner.gpus_per_rank:g}, "
+            f"{config.rollouts.gpus_per_worker:g} and {config.rollouts.tensor_parallel}. "
+            f"rollouts.weight_transfer=host needs no GPU",
         ),
         (
             config.tasks_per_step % config.learner.minibatches != 0,

@@ -96,6 +96,9 @@ class RolloutsConfig:
     gpu_memory_utilization: float = 0.5
     max_images: int = 4
     enforce_eager: bool = True
+    weight_transfer: str = "host"
+    """How published weights reach the engines: by way of the ``host``, its memory and Ray's object store, or over
+    ``nccl`` from GPU to GPU, which takes whole GPUs for learner and engines."""
     max_logprob_difference: float = 0.01
     """Largest mean difference between learner and engine logprobs after a publication; beyond it the run stops."""
     timeout_s: float = 600.0

@@ -40,7 +40,7 @@ class LearnerError(MedrlError):
 
 
 class PublicationError(MedrlError):
-    """The engine's weights are not those that the learner published."""
+    """Weights did not reach an engine, or those that it has are not the ones that the learner published."""
 
 
 class CheckpointError(MedrlError):

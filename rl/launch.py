@@ -26,7 +26,10 @@ from rollouts.splits import tuning_split
 from rollouts.tasks import check_disjoint, load_tasks
 
 if TYPE_CHECKING:
+    from policies.worker import LearnerGroup
+    from rewards.pool import RewardPool
     from rl.train import Run
+    from rollouts.pool import RolloutPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,6 @@ async def _run(prepared: Prepared) -> bool:
 
 async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> bool:
     """Start the actors and run the loop; true where the user stopped it."""
-    from rl.cluster import start_learner, start_rewards, start_rollout_pool
-    from rl.settings import engine_settings, learner_settings, loss_function
     from rl.sinks import open_sinks
     from rl.stopping import Interrupted
     from rl.timeline import Timeline
@@ -178,10 +179,7 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
     resume_at = (state["step"] + 1 if state else 0) if config.resume else None
     if resume_at is not None:
         drop_steps_from(folder, resume_at)
-    pool = start_rollout_pool(engine_settings(config, policy_path), config.rollouts)
-    rewards = await start_rewards(prepared.scorers, config.rewards, config.ray)
-    learner = await start_learner(learner_settings(config, policy_path), config.learner, loss_function(config))
-    await pool.ready()
+    pool, rewards, learner = await _start_actors(prepared, policy_path)
     sinks = open_sinks(
         folder,
         dataclasses.asdict(config),
@@ -220,6 +218,22 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
             return True
         await learner.save_policy((folder / "policy").resolve())
     return False
+
+
+async def _start_actors(prepared: Prepared, policy_path: str) -> tuple[RolloutPool, RewardPool, LearnerGroup]:
+    """Engines, reward service and learner, each ready, and the engines where the learner's weights can reach them."""
+    from rl.cluster import start_learner, start_rewards, start_rollout_pool
+    from rl.publication import connect
+    from rl.settings import engine_settings, learner_settings, loss_function
+
+    config = prepared.config
+    pool = start_rollout_pool(engine_settings(config, policy_path), config.rollouts)
+    rewards = await start_rewards(prepared.scorers, config.rewards, config.ray)
+    learner = await start_learner(learner_settings(config, policy_path), config.learner, loss_function(config))
+    await pool.ready()
+    if config.rollouts.weight_transfer == "nccl":
+        await connect(learner, pool, tensor_parallel=config.rollouts.tensor_parallel)
+    return pool, rewards, learner
 
 
 def _say_resumed(run: Run, checkpoint: Path, *, learner_was: Mapping[str, int]) -> None:

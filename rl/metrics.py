@@ -93,7 +93,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/logprob_difference_mean", "nats", "mean absolute difference", _DIFFERENCE, "mean"),
     Metric("rollout/logprob_difference_max", "nats", "largest absolute difference", _DIFFERENCE, "largest"),
     Metric("publication/check_difference", "nats", "mean after a publication", _DIFFERENCE, "publication check"),
-    Metric("publication/size_bytes", "bytes", "changed weights published to the engines"),
+    Metric("publication/size_bytes", "bytes", "weights published to the engines"),
     Metric("rollout/version_lag", "versions", "mean over tokens, learner minus writer", "Staleness", "mean"),
     Metric("rollout/version_lag_max", "versions", "the same of the oldest token", "Staleness", "oldest token"),
     Metric("rollout/mixed_fraction", "fraction", "completions that more than one version of the policy wrote"),

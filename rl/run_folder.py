@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "learner.gpus_per_rank",
     "learner.timeout_s",
     "rollouts.timeout_s",
+    "rollouts.weight_transfer",
 )
 """Keys, and sections, that a resumed run may set anew: none changes what an optimizer step does. Where the learner's
 sums run over other ranks, they are rounded otherwise."""

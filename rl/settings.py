@@ -31,6 +31,7 @@ def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
         trust_remote_code=config.policy.trust_remote_code,
         on_gpu=rollouts.gpus_per_worker > 0,
         updates_in_flight=config.async_.max_staleness > 0,
+        weight_transfer=rollouts.weight_transfer,  # type: ignore[arg-type]
     )
 
 

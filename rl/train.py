@@ -21,6 +21,7 @@ from rl.errors import LearnerError, PublicationError
 from rl.evaluate import evaluate
 from rl.metrics import MetricsLog, group_metrics, read_metrics
 from rl.progress import Progress
+from rl.publication import transfer_weights
 from rl.settings import greedy_sampling, has_early_forward, training_sampling
 from rl.step_log import StepLog, logged_step
 from rl.stopping import Interrupted, unless_stopped
@@ -191,8 +192,9 @@ class Run:
         """
         with self.timeline.during("publish", version):
             began = time.perf_counter()
-            arrays, weights = await self.learner.weights()
-            await self.pool.load_weights(arrays, version=version)
+            weights = await transfer_weights(
+                self.learner, self.pool, version=version, over=self.config.rollouts.weight_transfer
+            )
             self.published = WeightsVersion(
                 number=version,
                 size_bytes=weights.size_bytes,

@@ -304,8 +304,8 @@ class TrainBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsVersion:
     """The weights that the engines hold after a publication. ``number`` counts training steps; ``size_bytes`` is that
-    of the weights that changed and were sent; ``sha256`` is a digest over all weights by name, the same however many
-    ranks hold them."""
+    of the weights that were sent; ``sha256`` is a digest over all weights by name, the same however many ranks hold
+    them and whichever way they were sent."""
 
     number: int
     size_bytes: int

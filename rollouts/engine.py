@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class EngineSettings:
     trust_remote_code: bool
     on_gpu: bool
     updates_in_flight: bool = False
+    weight_transfer: Literal["host", "nccl"] = "host"
 
 
 Answer = tuple[Trajectory, ...] | RolloutError
@@ -71,8 +72,15 @@ class Engine(Protocol):
         """Give up requests that nobody waits for any more."""
         ...
 
-    def load_weights(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        """Replace the weights. What is half-written goes on with them; nothing else computed with the old is used."""
+    def connect(self, group: Mapping[str, Any]) -> None:
+        """Meet the learner and the other engines in a group that weights will come by. Returns once all are there."""
+        ...
+
+    def load_weights(self, update: Mapping[str, Any], *, version: int) -> None:
+        """Replace the weights. What is half-written goes on with them; nothing else computed with the old is used.
+
+        ``update`` holds them, as ``tensors`` by checkpoint name, or announces those that come by the group.
+        """
         ...
 
     def drop_caches(self) -> None:
@@ -99,6 +107,7 @@ class VllmEngine:
 
         from rollouts.weight_transfer import BACKEND
 
+        by_host = settings.weight_transfer == "host"
         memory: dict[str, Any] = (
             {"gpu_memory_utilization": settings.gpu_memory_utilization}
             if settings.on_gpu
@@ -122,13 +131,14 @@ class VllmEngine:
             enable_prefix_caching=True,
             logprobs_mode="raw_logprobs" if settings.temperature == 1.0 else "processed_logprobs",
             worker_extension_cls="rollouts.weight_transfer.WeightReceiver",
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND if by_host else "nccl"),
             disable_log_stats=True,
             # A pass that was begun before the weights changed would end under the name of the new ones.
             async_scheduling=False if settings.updates_in_flight else None,
             **memory,
         )
-        self.llm.init_weight_transfer_engine({"init_info": {}})
+        if by_host:
+            self.llm.init_weight_transfer_engine({"init_info": {}})
         self.processor = AutoProcessor.from_pretrained(
             settings.policy_path, trust_remote_code=settings.trust_remote_code
         )
@@ -172,10 +182,14 @@ class VllmEngine:
         for key in keys:
             self.answers.pop(key, None)
 
-    def load_weights(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        """Load ``tensors`` (torch, by checkpoint name) in place, see `Engine.load_weights`."""
+    def connect(self, group: Mapping[str, Any]) -> None:
+        """See `Engine.connect`; ``group`` is vLLM's NCCLWeightTransferInitInfo."""
+        self.llm.init_weight_transfer_engine({"init_info": dict(group)})
+
+    def load_weights(self, update: Mapping[str, Any], *, version: int) -> None:
+        """Load in place, see `Engine.load_weights`; announced are ``names``, ``dtype_names`` and ``shapes``."""
         self.llm.start_weight_update()
-        self.llm.update_weights({"update_info": {"tensors": dict(tensors)}})
+        self.llm.update_weights({"update_info": dict(update)})
         self.llm.finish_weight_update(str(version))
         self.version = version
         if not self._in_progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from rl.errors import MedrlError, RolloutError
@@ -56,19 +56,36 @@ class RolloutPool:
         """Publish ``weights`` (a Ray object reference) to every engine."""
         await self._each([worker.load_weights.remote(weights, version=version) for worker in self.workers])
 
+    async def connect(self, group: Mapping[str, Any], *, tensor_parallel: int) -> None:
+        """Have every engine meet the learner, whose rank is 0, in an NCCL group; see `VllmEngine.connect`."""
+        calls = [
+            worker.connect.remote({**group, "rank_offset": 1 + index * tensor_parallel})
+            for index, worker in enumerate(self.workers)
+        ]
+        await self._each(calls)
+
+    async def receive_weights(self, announced: Mapping[str, Any], *, version: int) -> None:
+        """Have every engine receive what the learner sends meanwhile; ``announced`` says what that is."""
+        await self._each([worker.receive_weights.remote(announced, version=version) for worker in self.workers])
+
     async def drop_caches(self) -> None:
         """Have every engine forget the prompts that it has seen."""
         await self._each([worker.drop_caches.remote() for worker in self.workers])
 
     async def _each(self, calls: Sequence[Any]) -> list[Any]:
-        """The result of one call per worker."""
-        results = []
-        for index, call in enumerate(calls):
-            try:
-                results.append(await self._answer(index, call))
-            except Exception as error:
-                raise self._failure(index, error) from None
-        return results
+        """The result of one call per worker. The first failure ends the wait: others may wait for that worker."""
+        answers = [asyncio.ensure_future(self._result(index, call)) for index, call in enumerate(calls)]
+        try:
+            return await asyncio.gather(*answers)
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    async def _result(self, index: int, call: Any) -> Any:
+        try:
+            return await self._answer(index, call)
+        except Exception as error:
+            raise self._failure(index, error) from None
 
     async def _answer(self, index: int, call: Any) -> Any:
         """What a worker answers. Raises TimeoutError where it has answered no call at all for `timeout_s`."""

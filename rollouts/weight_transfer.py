@@ -1,4 +1,4 @@
-"""The receiving end of weight publication inside a vLLM worker process.
+"""The receiving end, inside a vLLM worker process, of weights that are published by way of the host.
 
 Importing this module registers vLLM's weight-transfer backend ``tensors``, which takes new weights as host tensors,
 under the names of the checkpoint, and loads them through vLLM's own layer-wise reload: packed and quantised layers are

@@ -64,4 +64,11 @@ class RolloutWorker:
         for name, array in arrays.items():
             tensor = torch.from_numpy(array)
             tensors[name] = tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
-        self.engine.load_weights(tensors, version=version)
+        self.engine.load_weights({"tensors": tensors}, version=version)
+
+    def connect(self, group: dict[str, Any]) -> None:
+        self.engine.connect(group)
+
+    def receive_weights(self, announced: dict[str, Any], *, version: int) -> None:
+        """Load what the learner sends meanwhile."""
+        self.engine.load_weights(announced, version=version)

@@ -80,7 +80,7 @@ class FakeEngine:
             self.drafts.pop(key, None)
             self.answers.pop(key, None)
 
-    def load_weights(self, tensors: Mapping[str, Any], *, version: int) -> None:
+    def load_weights(self, update: Mapping[str, Any], *, version: int) -> None:
         self.loads.append((version, self._in_progress()))
         self.version = version
 

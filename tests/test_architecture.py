@@ -27,6 +27,7 @@ SLOW_IMPORTS = frozenset(
 STACK_MODULES = frozenset(
     {
         "policies.attention",
+        "policies.broadcast",
         "policies.learner",
         "policies.learner_state",
         "policies.logprobs",

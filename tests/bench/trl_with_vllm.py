@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from policies.tokenizer import IMAGE, IMAGE_BREAK, IMAGE_END
 from policies.vlm import load_policy
-from policies.weights import checkpoint_arrays
+from policies.weights import checkpoint_weights, host_arrays
 from rl.settings import engine_settings
 from rollouts.engine import FORBID, VllmEngine
 from tests.bench.setting import CORES
@@ -84,8 +84,9 @@ def _generation_with(engine: VllmEngine, processor: Any) -> type:
             self.llm = engine.llm
 
         def sync_weights(self) -> None:
-            arrays = checkpoint_arrays(self.model)
-            engine.load_weights({name: torch.from_numpy(array) for name, array in arrays.items()}, version=0)
+            arrays = host_arrays(checkpoint_weights(self.model))
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            engine.load_weights({"tensors": tensors}, version=0)
 
         def generate(self, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
             return super().generate([unexpanded(prompt) for prompt in prompts], *args, **kwargs)

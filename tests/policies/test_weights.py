@@ -35,6 +35,17 @@ def test_the_digest_is_that_of_all_weights_however_few_were_looked_at() -> None:
     assert known.sha256 != Publisher().changes(weights())[1].sha256
 
 
+def test_what_is_handed_out_unseen_is_known_as_what_is_compared_and_counts_as_handed_out() -> None:
+    publisher, comparing = Publisher(), Publisher()
+    known = publisher.known(weights())
+    _, compared = comparing.changes(weights())
+    assert known == compared and known.size_bytes == 4 * 4 * 4
+    head = {"lm_head.weight": np.ones(4, dtype=np.float32)}
+    assert publisher.known(head) == comparing.changes(head)[1]
+    assert publisher.known(head).size_bytes == 4 * 4  # though no bit of it changed
+    assert publisher.changes(head)[0] == {}
+
+
 def test_a_change_of_bits_that_compare_as_equal_is_a_change() -> None:
     publisher = Publisher()
     publisher.changes({"a.b.weight": np.array([0.0])})

@@ -42,6 +42,8 @@ def test_an_override_wins_over_the_file_and_the_default(config_file: Path) -> No
         ("learner={warmup_steps: 5, decay_steps: 5}", "learner.decay_steps must exceed learner.warmup_steps"),
         ("learner.offload_optimizer=true", "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3"),
         ("learner.adam_betas=[0.9]", "learner.adam_betas must be two numbers"),
+        ("rollouts.weight_transfer=rdma", "rollouts.weight_transfer must be one of host, nccl; got 'rdma'"),
+        ("rollouts.weight_transfer=nccl", r"needs learner.gpus_per_rank >= 1 .* got 0, 0 and 1. .*=host needs no GPU"),
         ("rewards.scorers=null", "rewards.scorers"),
         ("async.max_stalenes=1", r"^async.max_stalenes: .*Did you mean: 'max_staleness'"),
         ("async.max_staleness=-1", "async.max_staleness must be >= 0; got -1"),
@@ -64,6 +66,14 @@ def test_generation_ahead_without_an_importance_correction_is_refused_and_told_w
     with pytest.raises(ConfigError, match=r"set loss.rollout_correction.mode to truncate or mask, or async.max_stal"):
         load_config(config_file, ["loss.rollout_correction.mode=none"])
     assert load_config(config_file, ["loss.rollout_correction.mode=none", "async.max_staleness=0"])
+
+
+def test_weights_go_over_nccl_where_learner_and_every_process_of_an_engine_have_a_gpu(config_file: Path) -> None:
+    config_file.write_text(MINIMAL + "rollouts: {weight_transfer: nccl, gpus_per_worker: 2, tensor_parallel: 2}\n")
+    assert load_config(config_file, ["learner.gpus_per_rank=1"]).rollouts.weight_transfer == "nccl"
+    for few in ("learner.gpus_per_rank=0.5", "rollouts.tensor_parallel=3", "rollouts.gpus_per_worker=0.5"):
+        with pytest.raises(ConfigError, match="NCCL takes one process per GPU"):
+            load_config(config_file, ["learner.gpus_per_rank=1", few])
 
 
 def test_a_section_whose_name_is_a_keyword_is_shown_as_it_is_written(config_file: Path) -> None:

@@ -211,7 +211,7 @@ async def test_a_run_that_is_stopped_draws_again_what_was_in_flight(
 async def test_a_token_beyond_the_bound_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(tmp_path, monkeypatch, max_staleness=0)
     load = loop.engine.load_weights
-    monkeypatch.setattr(loop.engine, "load_weights", lambda tensors, version: load(tensors, version=min(version, 1)))
+    monkeypatch.setattr(loop.engine, "load_weights", lambda update, version: load(update, version=min(version, 1)))
     with pytest.raises(RolloutError, match=r"written by versions 1 to 1 .* at version 2 none but 2 to 2"):
         await loop.to_the_end()
 

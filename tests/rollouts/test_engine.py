@@ -206,10 +206,10 @@ def test_a_prompt_that_is_refused_names_its_task_and_leaves_the_engine_as_it_was
 def test_an_image_token_is_not_written_however_likely_it_is(engine: EngineActor) -> None:
     import torch
 
-    from policies.weights import checkpoint_arrays
+    from policies.weights import checkpoint_weights, host_arrays
 
     model, processor = load_reference(engine)
-    original = checkpoint_arrays(model)
+    original = host_arrays(checkpoint_weights(model))
     # All logits are 0 but those of two image tokens, x and -x with x drawn from N(0, 2² · hidden): one of the two has
     # a logit above 14 in half of all places and more, and leaves less than exp(-14) to every other token.
     head = torch.zeros_like(model.get_output_embeddings().weight)
@@ -217,7 +217,7 @@ def test_an_image_token_is_not_written_however_likely_it_is(engine: EngineActor)
     likely = processor.tokenizer.convert_tokens_to_ids([IMAGE, IMAGE_END])
     head[likely] = torch.stack([direction, -direction])
     model.get_output_embeddings().weight.data = head
-    engine.load(checkpoint_arrays(model), version=1)
+    engine.load(host_arrays(checkpoint_weights(model)), version=1)
     tasks = [a_task(str(number)) for number in range(4)]
     groups = engine.generate(*(engine.request(task.id, task, num_samples=8, max_tokens=32) for task in tasks))
     engine.load(original, version=0)
@@ -231,7 +231,7 @@ def test_an_image_token_is_not_written_however_likely_it_is(engine: EngineActor)
 def test_after_a_publication_logprobs_are_those_of_the_new_weights(name: str, request: pytest.FixtureRequest) -> None:
     import torch
 
-    from policies.weights import checkpoint_arrays
+    from policies.weights import checkpoint_weights, host_arrays
 
     engine: EngineActor = request.getfixturevalue(name)
     tasks, _ = mixed_tasks()
@@ -239,12 +239,12 @@ def test_after_a_publication_logprobs_are_those_of_the_new_weights(name: str, re
     before = engine.generate(*requests)  # fills every cache with what the old weights made of these prompts
     model, processor = load_reference(engine)
     assert_logprobs_are_the_models(engine, model, processor, before)
-    original = checkpoint_arrays(model)
+    original = host_arrays(checkpoint_weights(model))
     with torch.no_grad():
         torch.manual_seed(0)
         for parameter in model.parameters():
             parameter.add_(0.3 * parameter.std().nan_to_num() * torch.randn_like(parameter))
-    engine.load(checkpoint_arrays(model), version=7)
+    engine.load(host_arrays(checkpoint_weights(model)), version=7)
     after = engine.generate(*requests)
     assert {trajectory.policy_version for group in after for trajectory in group} == {7}
     assert [token_ids(group) for group in after] != [token_ids(group) for group in before]
@@ -257,18 +257,18 @@ def test_weights_of_some_layers_alone_replace_theirs_and_no_others(engine: Engin
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from policies.weights import Publisher
+    from policies.weights import Publisher, host_arrays
 
     request = engine.request("part", mixed_tasks()[0][4], num_samples=2, seed=5)
     base, processor = load_reference(engine)
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], layers_to_transform=[1]))
     publisher = Publisher()
-    original, whole = publisher.changes(publisher.gather(model))
+    original, whole = publisher.changes(host_arrays(publisher.gather(model)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "language_model" in name and "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    changed, part = publisher.changes(publisher.gather(model))
+    changed, part = publisher.changes(host_arrays(publisher.gather(model)))
     # The engine has fused q, k and v, so that all of the attention comes; neither the other layers nor the MLP.
     assert {name.rpartition("self_attn")[0] for name in changed} == {"language_model.model.layers.1."}
     assert part.size_bytes < 0.1 * whole.size_bytes

@@ -33,6 +33,7 @@ class Worker:
         self.generate_all = SimpleNamespace(remote=self._all)
         self.ready = SimpleNamespace(remote=self.answer)
         self.load_weights = SimpleNamespace(remote=self.load)
+        self.connect = SimpleNamespace(remote=self.meet)
 
     def _streaming(self, *, num_returns: str) -> Any:
         assert num_returns == "streaming"
@@ -50,6 +51,9 @@ class Worker:
 
     async def answer(self, request: GenerationRequest | None = None) -> Answer:
         return (a_trajectory(id=f"{request.id}/0"),) if request else ()
+
+    async def meet(self, group: dict[str, Any]) -> None:
+        self.group = group
 
     async def load(self, weights: Any, *, version: int) -> None:
         self.loaded = (weights, version)
@@ -150,6 +154,24 @@ async def test_a_worker_that_died_is_named_with_the_last_line_of_what_happened()
     for call in every_call(RolloutPool([Worker(), Raising(death)], timeout_s=5)):
         with pytest.raises(RolloutError, match=r"\Arollout worker 1 died: RuntimeError: out of memory\Z"):
             await call()
+
+
+async def test_the_first_failure_is_told_though_a_worker_before_it_waits_for_the_one_that_failed() -> None:
+    death = Remote("RuntimeError: out of memory")
+    for call in every_call(RolloutPool([Silent(), Raising(death)], timeout_s=5)):
+        with pytest.raises(RolloutError, match="rollout worker 1 died: RuntimeError: out of memory"):
+            await asyncio.wait_for(call(), 2)
+
+
+async def test_every_process_of_every_engine_has_a_rank_of_its_own_behind_the_learners() -> None:
+    workers = [Worker(), Worker(), Worker()]
+    await RolloutPool(workers, timeout_s=5).connect({"world_size": 7}, tensor_parallel=2)
+    # Rank 0 is the learner's; engine 0 has ranks 1 and 2, engine 1 has 3 and 4, engine 2 has 5 and 6.
+    assert [worker.group for worker in workers] == [
+        {"world_size": 7, "rank_offset": 1},
+        {"world_size": 7, "rank_offset": 3},
+        {"world_size": 7, "rank_offset": 5},
+    ]
 
 
 async def test_an_error_without_words_is_named_by_its_type() -> None:
