@@ -142,7 +142,8 @@ class Sink(Protocol):
 
     def record(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        """No more will come; ``failed`` where a run ends before its last step."""
 
 
 class MetricsLog:
@@ -178,16 +179,16 @@ class MetricsLog:
         for sink in self._sinks:
             sink.record(step, numbers)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self._file.close()
         for sink in self._sinks:
-            sink.close()
+            sink.close(failed=failed)
 
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -60,7 +60,7 @@ class TensorBoardSink:
         self._writer.add_event(self._event.Event(step=step, wall_time=time.time(), summary=summary))
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
@@ -83,8 +83,8 @@ class WandbSink:
     def record(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({"step": step, **values})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class MlflowSink:
@@ -92,7 +92,7 @@ class MlflowSink:
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], *, experiment: str) -> None:
         mlflow = _require("mlflow", package="mlflow", key="logging.mlflow_experiment")
-        self._client = mlflow.MlflowClient()
+        self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
         self._run_id = _remembered(run_dir / "mlflow_run_id", lambda: self._create(mlflow, run_dir, config, experiment))
         self._client.update_run(self._run_id, status="RUNNING")
 
@@ -103,11 +103,12 @@ class MlflowSink:
         return run_id
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._client.log_metric(self._run_id, name, value, step=step)
+        now_ms = int(time.time() * 1000)
+        metrics = [self._metric(name, value, now_ms, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, status="FAILED" if failed else "FINISHED")
 
 
 def _require(module: str, *, package: str, key: str) -> ModuleType:

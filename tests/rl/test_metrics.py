@@ -16,7 +16,7 @@ import pytest
 from rl.errors import CheckpointError, ConfigError
 from rl.metrics import METRICS, MetricsLog, declaration, evaluation_metrics, group_metrics, read_metrics
 from rl.progress import Progress, duration
-from rl.sinks import TensorBoardSink, open_sinks
+from rl.sinks import MlflowSink, TensorBoardSink, open_sinks
 from rl.types import (
     Evidence,
     FinishReason,
@@ -235,7 +235,7 @@ def test_tensorboard_gets_the_same_numbers_and_is_told_where_a_resumed_run_goes_
     with MetricsLog(tmp_path / "metrics.jsonl", sinks=[TensorBoardSink(tmp_path / "tensorboard")]) as log:
         log.record(0, {"reward/mean": 0.25})
         log.record(1, {"reward/mean": math.nan})
-    TensorBoardSink(tmp_path / "tensorboard", resume_at=1).close()
+    TensorBoardSink(tmp_path / "tensorboard", resume_at=1).close(failed=False)
     events = [event for path in sorted((tmp_path / "tensorboard").iterdir()) for event in tensorboard_events(path)]
     scalars = [(event.step, event.summary.value[0]) for event in events if event.HasField("summary")]
     assert [(step, value.tag) for step, value in scalars] == [(0, "reward/mean"), (1, "reward/mean")]
@@ -252,6 +252,29 @@ def tensorboard_events(path: Path) -> list[Any]:
         events.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     return events
+
+
+def test_mlflow_gets_the_same_numbers_goes_on_in_the_same_run_and_hears_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        MetricsLog(tmp_path / "metrics.jsonl", sinks=[MlflowSink(tmp_path, {"seed": 1}, experiment="e")]) as log,
+    ):
+        log.record(1, {"reward/mean": 0.25, "loss/total": 2.0})
+        raise KeyboardInterrupt
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert run.info.status == "FAILED"
+    resumed = MlflowSink(tmp_path, {"seed": 1}, experiment="e")
+    resumed.record(2, {"reward/mean": 0.5})
+    resumed.close(failed=False)
+    history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "reward/mean")]
+    assert history == [(1, 0.25), (2, 0.5)]
+    assert client.get_run(run.info.run_id).data.metrics["loss/total"] == 2.0
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_a_sink_whose_package_is_missing_is_a_config_error_that_says_what_to_do(
