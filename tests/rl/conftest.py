@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.killing import Moment
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -31,6 +35,33 @@ def train(config: Path, folder: Path, *overrides: str) -> subprocess.CompletedPr
     done = medrl("train", config, f"output_dir={folder}", *overrides)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def killed(config: Path, folder: Path, moment: Moment, *overrides: str) -> float:
+    """Start or resume the run and let it be killed; returns for how many seconds any of its processes outlived it."""
+    settings = [f"output_dir={folder}", *overrides, *(["resume=true"] if folder.exists() else [])]
+    mark = f"{os.environ['MEDRL_TEST_SESSION']}-{time.monotonic_ns()}"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killing", *moment.arguments, "train", config, *settings],
+        cwd=ROOT,
+        env=os.environ | {"MEDRL_TEST_KILL": mark},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    died = time.monotonic()
+    assert done.returncode == -signal.SIGKILL, f"{moment} was never met:\n{done.stderr}"
+    while left := [process.pid for process in psutil.process_iter() if has_mark(process, mark)]:
+        assert time.monotonic() - died < 90, f"processes outlive their killed run: {left}"
+        time.sleep(0.2)
+    return time.monotonic() - died
+
+
+def has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("MEDRL_TEST_KILL") == mark
+    except psutil.Error:
+        return False
 
 
 def weights_hash(folder: Path) -> str:

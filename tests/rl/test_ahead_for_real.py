@@ -10,7 +10,8 @@ import pytest
 from rl.metrics import read_metrics
 from rl.types import Trajectory
 from rollouts.log import read_step
-from tests.rl.conftest import STEPS, medrl, train
+from tests.killing import Moment
+from tests.rl.conftest import STEPS, killed, medrl, train
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +70,19 @@ def test_a_step_that_was_written_ahead_is_made_again_from_its_log_to_the_bit(ahe
     assert head == "step 3, from checkpoint step_000002; compared to the bit"
     assert lines[-1] == "no difference" and "weights after     same" in done.stdout
     assert read_metrics(ahead / "metrics.jsonl")[3]["rollout/logprob_difference_mean"] > 1e-3  # it was off-policy
+
+
+def test_a_run_killed_while_it_writes_ahead_loses_and_doubles_no_task(
+    ahead: Path, config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    killed(
+        config, folder, Moment("update", 3, 0.05), *AHEAD
+    )  # after the checkpoint of step 2, with step 4 half-written
+    resumed = train(config, folder, *AHEAD, "resume=true")
+    assert "resuming after step 2" in resumed.stderr and "written ahead is written anew" in resumed.stderr
+    for step in range(1, STEPS + 1):
+        written = trajectories(folder, step)
+        assert [each.task.id for each in written] == [each.task.id for each in trajectories(ahead, step)]
+        lags = [step - 1 - each.token_versions for each in written]
+        assert all(0 <= lag.min() <= lag.max() <= 1 for lag in lags)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from rl.checkpoint import checkpoint_folders
 from rl.metrics import read_metrics
 from tests.killing import Moment
-from tests.rl.conftest import ROOT, STEPS, assert_same_logs, belongs_to, train, weights_hash
+from tests.rl.conftest import ROOT, STEPS, assert_same_logs, belongs_to, killed, train, weights_hash
 
 pytestmark = pytest.mark.slow
 
@@ -95,26 +94,6 @@ def test_a_killed_run_of_two_engines_and_two_sharded_ranks_ends_as_the_undisturb
     assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-def killed(config: Path, folder: Path, moment: Moment, *overrides: str) -> float:
-    """Start or resume the run and let it be killed; returns for how many seconds any of its processes outlived it."""
-    settings = [f"output_dir={folder}", *overrides, *(["resume=true"] if folder.exists() else [])]
-    mark = f"{os.environ['MEDRL_TEST_SESSION']}-{time.monotonic_ns()}"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killing", *moment.arguments, "train", config, *settings],
-        cwd=ROOT,
-        env=os.environ | {"MEDRL_TEST_KILL": mark},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    died = time.monotonic()
-    assert done.returncode == -signal.SIGKILL, f"{moment} was never met:\n{done.stderr}"
-    while left := [process.pid for process in psutil.process_iter() if has_mark(process, mark)]:
-        assert time.monotonic() - died < 90, f"processes outlive their killed run: {left}"
-        time.sleep(0.2)
-    return time.monotonic() - died
-
-
 def stopped(config: Path, folder: Path) -> int:
     """Start or resume the run and end it with SIGTERM once a step is done; returns how many it then had done."""
     settings = [f"output_dir={folder}", "checkpoint.every_steps=100", *(["resume=true"] if folder.exists() else [])]
@@ -142,13 +121,6 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-
-
-def has_mark(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.environ().get("MEDRL_TEST_KILL") == mark
-    except psutil.Error:
-        return False
 
 
 def state_of(folder: Path) -> str:
