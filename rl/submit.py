@@ -13,6 +13,7 @@ from typing import Any
 from rl.config import SHIPPED_CONFIGS, find_config, load_config
 from rl.config_schema import RunConfig
 from rl.errors import ConfigError, MedrlError
+from rl.launch import check_sampling
 
 POLL_S = 1.0
 AGENT_WAIT_S = 60.0
@@ -34,6 +35,7 @@ def submit(
     """
     path = find_config(config_path)
     config = load_config(path, overrides)
+    check_sampling(config.sampling)
     folder = (working_dir or path.parent).resolve()
     if not path.resolve().is_relative_to(folder):
         raise ConfigError(f"--working-dir must hold the config; got {folder}, and the config is {path.resolve()}")

@@ -38,9 +38,16 @@ def test_without_an_address_nothing_is_submitted(config: Path, monkeypatch: pyte
         submit(str(config), [], address="", working_dir=None)
 
 
-def test_a_bad_config_is_refused_before_the_cluster_is_asked(config: Path) -> None:
-    with pytest.raises(ConfigError, match="group_size must be >= 2"):
-        submit(str(config), ["group_size=1"], address="http://127.0.0.1:1", working_dir=None)
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["group_size=1"], "group_size must be >= 2"),
+        (["sampling.temperature=0.7", "sampling.top_p=0.9"], "sampling.top_p must be 1"),
+    ],
+)
+def test_a_bad_config_is_refused_before_the_cluster_is_asked(config: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        submit(str(config), overrides, address="http://127.0.0.1:1", working_dir=None)
 
 
 def test_a_working_dir_that_does_not_hold_the_config_is_refused(config: Path, tmp_path: Path) -> None:
