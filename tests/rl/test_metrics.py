@@ -259,6 +259,7 @@ def test_mlflow_gets_the_same_numbers_goes_on_in_the_same_run_and_hears_how_it_e
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # MLflow keeps files where it stands
     with (
         pytest.raises(KeyboardInterrupt),
         MetricsLog(tmp_path / "metrics.jsonl", sinks=[MlflowSink(tmp_path, {"seed": 1}, experiment="e")]) as log,
