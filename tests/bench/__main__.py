@@ -32,9 +32,9 @@ LIMITS_S: Mapping[str, float] = {
     "generation": 300,
     "learner": 2400,
     "publication": 300,
-    "step": 3000,
-    "cold_start": 1200,
-    "growth": 1800,
+    "step": 2400,
+    "cold_start": 600,
+    "growth": 600,
     "rewards": 600,
     "broken_scorers": 1500,
 }
