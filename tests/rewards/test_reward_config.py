@@ -219,7 +219,7 @@ LAUGHS = "a0: &a0 [ha, ha]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}
         ("scorers: {a: [", r"rewards\.yaml:1 is not valid YAML: expected the node content"),
         ("scorers: &all\n  a: [*all]", r"rewards\.yaml:1: an alias \(`\*name`\) stands inside of what it stands for"),
         (LAUGHS, "rewards.yaml holds more than 200000 values, each alias counted as what it stands for"),
-        ("scorers: " + "[" * 100_000, "rewards.yaml is nested too deeply"),
+        pytest.param("scorers: " + "[" * 100_000, "rewards.yaml is nested too deeply", id="nested"),
         ("scorers:\n  ? [a]\n  : {use: answer}", r"rewards\.yaml:2: a key must be a word, not a list or a mapping"),
         ("scorers:\n  a: {use: answer}\n  a: {use: format}", r"rewards\.yaml:3: the key 'a' stands here twice"),
         (None, "the rewards file: there is no file"),
