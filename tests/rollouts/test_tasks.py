@@ -257,7 +257,11 @@ def test_a_line_that_is_no_object_is_named(load: Load, rows: Rows) -> None:
     assert "rows.jsonl:2: must be a JSON object; got [1, 2]" in message(load, [rows[0], "[1, 2]"])
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": "\udce9"}'])
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": "\udce9"}'],
+    ids=["nested", "long number", "half a character"],
+)
 def test_hostile_json_is_a_malformed_line(tmp_path: Path, load: Load, line: str) -> None:
     path = tmp_path / "hostile.jsonl"
     path.write_bytes(line.encode("utf-8", errors="surrogateescape"))

@@ -86,7 +86,11 @@ def test_a_reply_is_never_taken_from_prose() -> None:
             read_reply(text, VERDICT_SCHEMA)
 
 
-@pytest.mark.parametrize("text", ["NaN", '{"explanation": "", "criteria_met": NaN}', "[" * 100_000, "1" * 10_000])
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", '{"explanation": "", "criteria_met": NaN}', "[" * 100_000, "1" * 10_000],
+    ids=["NaN", "NaN inside", "nested", "long number"],
+)
 def test_hostile_replies_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
         read_reply(text, VERDICT_SCHEMA)
