@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from policies.contract import Anchors, LearnerSettings
 from rl.types import TrainBatch
+from tests.learners import with_learner
 from tests.samples import a_sample
 
 pytestmark = pytest.mark.slow
@@ -100,24 +100,6 @@ def run(settings: LearnerSettings, batch: TrainBatch, *, ranks: int, ray: Any, *
         return Outcome(dict(first.stats), dict(second.stats), list(first.logprobs), weights)
 
     return with_learner(updates, settings, ranks=ranks, ray=ray, **loss)
-
-
-def with_learner(use: Any, settings: LearnerSettings, *, ranks: int, ray: Any, **loss: Any) -> Any:
-    from rl.cluster import start_learner
-    from rl.config_schema import LearnerConfig
-    from rl.loss import LossSettings, policy_loss
-
-    async def session() -> Any:
-        config = LearnerConfig(ranks=ranks, timeout_s=300)
-        function = functools.partial(policy_loss, settings=LossSettings(correction="none", **loss))
-        group = await start_learner(settings, config, function)
-        try:
-            return await use(group)
-        finally:
-            for worker in group.workers:
-                ray.kill(worker)
-
-    return asyncio.run(session())
 
 
 @pytest.fixture(scope="module")

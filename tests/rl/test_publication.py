@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.contract import LearnerSettings, Weights
+from policies.contract import Weights
 from rl.batch import train_sample
-from rl.config_schema import LearnerConfig, RolloutsConfig, RunConfig
+from rl.config_schema import RolloutsConfig, RunConfig
 from rl.errors import LearnerError, PublicationError, RolloutError
 from rl.publication import connect, transfer_weights
 from rl.settings import engine_settings, learner_settings
@@ -24,6 +24,8 @@ from rl.types import SamplingParams, TrainBatch, Trajectory
 from rollouts.cytology import load_cytology
 from rollouts.engine import GenerationRequest
 from rollouts.pool import RolloutPool
+from tests import nccl_stand_in
+from tests.learners import with_learner
 
 SENT = Weights(size_bytes=1, sha256="0")
 
@@ -117,10 +119,9 @@ def a_config(*, lora_rank: int = 0, zero_stage: int = 0) -> RunConfig:
 def pool(ray_session: Any, tiny_policy: Path) -> Iterator[RolloutPool]:
     """Two engines."""
     from rl.cluster import start_rollout_pool
-    from tests.nccl_stand_in import Rollouts
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rl.cluster.RolloutWorker", Rollouts)
+        patch.setattr("rl.cluster.RolloutWorker", nccl_stand_in.Rollouts)
         patch.setattr("rl.publication.CHUNK_BYTES", 200_000)
         settings = engine_settings(a_config(), str(tiny_policy))
         pool = start_rollout_pool(settings, RolloutsConfig(workers=2, timeout_s=300))
@@ -171,27 +172,6 @@ def requests() -> list[GenerationRequest]:
     ]
 
 
-def with_learner(
-    use: Callable[[Any], Awaitable[Any]], settings: LearnerSettings, *, ranks: int, ray: Any, patch: pytest.MonkeyPatch
-) -> Any:
-    from rl.cluster import start_learner
-    from rl.loss import LossSettings, policy_loss
-    from tests.nccl_stand_in import Learner
-
-    patch.setattr("rl.cluster.LearnerWorker", Learner)
-    loss = functools.partial(policy_loss, settings=LossSettings(correction="none"))
-
-    async def session() -> Any:
-        learner = await start_learner(settings, LearnerConfig(ranks=ranks, timeout_s=300), loss)
-        try:
-            return await use(learner)
-        finally:
-            for worker in learner.workers:
-                ray.kill(worker)
-
-    return asyncio.run(session())
-
-
 def digest(policy: Path) -> str:
     """By which the weights of a saved policy are known."""
     from policies.vlm import load_policy
@@ -224,7 +204,8 @@ def test_every_engine_has_what_the_learner_holds_and_it_is_known_by_the_same_dig
 ) -> None:
     settings = learner_settings(a_config(lora_rank=lora_rank, zero_stage=zero_stage), str(tiny_policy))
     use = functools.partial(published, pool=pool, folder=tmp_path / "policy")
-    found = with_learner(use, settings, ranks=ranks, ray=ray_session, patch=monkeypatch)
+    monkeypatch.setattr("rl.cluster.LearnerWorker", nccl_stand_in.Learner)
+    found = with_learner(use, settings, ranks=ranks, ray=ray_session)
     assert_logprobs_are_the_learners(found.after, found.learned)
     assert apart(found.after, found.before) > 0.01, "the update must be seen in the logprobs"
     assert found.first.sha256 == digest(tiny_policy) and found.second.sha256 == digest(tmp_path / "policy")
