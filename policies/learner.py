@@ -147,7 +147,7 @@ class Learner:
 
     def gather(self) -> dict[str, torch.Tensor]:
         """The weights that training may have changed, by checkpoint name, whole and on the device; see `weights`."""
-        return self.publisher.gather(self.engine.module.model)
+        return self.publisher.gather(self.engine.module.model, keep=self.rank == 0)
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy, adapters merged, as a plain ``save_pretrained`` folder with its processor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -81,11 +82,17 @@ class Publisher:
         self.digests: dict[str, bytes] = {}
         self.gathered = False
 
-    def gather(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """All weights the first time, then those that training may have changed; a collective of all ranks."""
+    def gather(self, model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+        """All weights the first time, then those that training may have changed; a collective of all ranks.
+
+        A rank that does not ``keep`` them takes part and holds one at a time.
+        """
         blocks = trained_blocks(model) if self.gathered else None
         self.gathered = True
-        return checkpoint_weights(model, blocks=blocks)
+        if keep:
+            return checkpoint_weights(model, blocks=blocks)
+        deque(full_weights(model, blocks=blocks), maxlen=0)
+        return {}
 
     def changes(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Weights]:
         """Those of ``arrays`` that lie in a block of which a bit changed since the last call, and what the weights are

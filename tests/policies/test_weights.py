@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from policies.weights import Publisher, block_of
 
@@ -50,6 +55,23 @@ def test_a_change_of_bits_that_compare_as_equal_is_a_change() -> None:
     publisher = Publisher()
     publisher.changes({"a.b.weight": np.array([0.0])})
     assert publisher.changes({"a.b.weight": np.array([-0.0])})[0].keys() == {"a.b.weight"}
+
+
+def test_a_rank_that_hands_nothing_out_takes_part_in_gathering_and_holds_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[weakref.ref[torch.Tensor]] = []
+
+    def full_weights(*_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(4):
+            assert not any(weight() is not None for weight in given[:-1])
+            weight = torch.zeros(2)
+            given.append(weakref.ref(weight))
+            yield f"layers.{number}.linear.weight", weight
+
+    monkeypatch.setattr("policies.weights.full_weights", full_weights)
+    assert Publisher().gather(torch.nn.Linear(1, 1), keep=False) == {}
+    assert len(given) == 4
 
 
 @pytest.mark.parametrize(
