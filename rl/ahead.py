@@ -100,7 +100,8 @@ def check_staleness(groups: Sequence[Group], *, learner_version: int, max_stalen
     for trajectory in (item.trajectory for group in groups for item in group.items):
         if not trajectory.length_tokens:
             continue
-        oldest, newest = trajectory.token_versions.min(), trajectory.token_versions.max()
+        versions = trajectory.token_versions[trajectory.completion_mask]
+        oldest, newest = versions.min(), versions.max()
         if oldest < learner_version - max_staleness or newest > learner_version:
             raise RolloutError(
                 f"trajectory {trajectory.id} was written by versions {oldest} to {newest} of the policy; at version "
@@ -114,7 +115,7 @@ def staleness_metrics(groups: Iterable[Group], *, learner_version: int) -> dict[
     written = [item.trajectory for group in groups for item in group.items if item.trajectory.length_tokens]
     if not written:
         return {}
-    lags = learner_version - np.concatenate([trajectory.token_versions for trajectory in written])
+    lags = learner_version - np.concatenate([each.token_versions[each.completion_mask] for each in written])
     return {
         "rollout/version_lag": float(lags.mean()),
         "rollout/version_lag_max": float(lags.max()),

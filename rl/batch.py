@@ -59,7 +59,7 @@ def train_sample(trajectory: Trajectory, *, group: int, advantage: float) -> Tra
         loss_mask=np.concatenate([np.zeros(prompt, dtype=bool), trajectory.completion_mask]),
         rollout_logprobs=np.concatenate([np.full(prompt, np.nan, dtype=np.float32), trajectory.rollout_logprobs]),
         advantage=advantage,
-        images=trajectory.task.images,
+        images=trajectory.images,
     )
 
 

@@ -342,9 +342,8 @@ class Run:
         trajectories = await self.pool.probe(requests)
         samples = [train_sample(t, group=index, advantage=0.0) for index, t in enumerate(trajectories)]
         learned = await self.learner.logprobs(samples)
-        return float(
-            np.abs(np.concatenate(learned) - np.concatenate([t.rollout_logprobs for t in trajectories])).mean()
-        )
+        drawn = [trajectory.rollout_logprobs[trajectory.completion_mask] for trajectory in trajectories]
+        return float(np.abs(np.concatenate(learned) - np.concatenate(drawn)).mean())
 
 
 def _request_id(group: Group) -> str:

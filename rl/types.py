@@ -27,6 +27,9 @@ FinishReason = Literal["stop", "length", "abort", "unknown"]
 Verdict = Literal["supported", "refuted", "uncertain", "unsupported"]
 Outcome = Literal["scored", "abstained", "failed", "invalid_input"]
 
+TURN_BREAK = "\n\n"
+"""What stands between two turns in `Trajectory.text`."""
+
 _THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 
 
@@ -75,8 +78,19 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What the policy is told by the user: images, then text."""
+
+    text: str
+    images: tuple[EncodedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One question about one patient, with all that is needed to ask it and to check what comes back.
+
+    ``follow_ups`` are what the user says after each of the policy's turns, whatever that turn was: a doubt, a further
+    image, the next question. A task without them has one turn.
 
     ``answer`` is ``{"type": "yes_no" | "choice" | "number" | "text" | …, "value": …, …}``; ``rubric`` holds the
     dynamic criteria (HealthBench form) that belong to this task alone; ``reference`` is what is known of the case
@@ -89,6 +103,7 @@ class Task:
     question: str
     answer: Mapping[str, Any]
     images: tuple[EncodedImage, ...] = ()
+    follow_ups: tuple[Message, ...] = ()
     system: str = ""
     record: Mapping[str, Measurement] = field(default_factory=dict)
     rubric: tuple[Mapping[str, Any], ...] = ()
@@ -99,7 +114,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How completions are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep the whole vocabulary."""
+    """How completions are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep the whole vocabulary.
+
+    ``max_tokens`` bounds what the policy writes in all of a trajectory's turns together; ``stop`` ends a turn.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -118,9 +136,22 @@ class ToolCall:
     ok: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the policy was told after a turn, and where: ``place`` counts the characters of `Trajectory.text` before it.
+
+    Its tokens are a run of its own on which `Trajectory.completion_mask` is false.
+    """
+
+    message: Message
+    place: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
-    """What the policy wrote for one task.
+    """What the policy wrote for one task, in one turn or several.
+
+    ``text`` is what the policy wrote, its turns a blank line apart; what it was told in between is in ``observations``.
 
     Shapes: ``prompt_token_ids`` int32 [prompt] with every image token expanded, as the engine saw it;
     ``completion_token_ids`` int32 [completion]; ``completion_mask`` bool [completion], true where the policy wrote
@@ -150,15 +181,34 @@ class Trajectory:
     duration_s: float = 0.0
     source: str = ""
     later_versions: tuple[tuple[int, int], ...] = ()
+    observations: tuple[Observation, ...] = ()
 
     @property
     def length_tokens(self) -> int:
-        return len(self.completion_token_ids)
+        """How many tokens the policy wrote."""
+        return int(np.count_nonzero(self.completion_mask))
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        """All that the policy was shown, in the order of their tokens."""
+        return (*self.task.images, *(image for each in self.observations for image in each.message.images))
+
+    @property
+    def turn_spans(self) -> tuple[tuple[int, int], ...]:
+        """Where each of the policy's turns begins and ends in ``text``."""
+        places = [observation.place for observation in self.observations]
+        starts = [0, *(place + len(TURN_BREAK) for place in places)]
+        return tuple(zip(starts, [*places, len(self.text)], strict=True))
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What the policy wrote in each of its turns."""
+        return tuple(self.text[start:end] for start, end in self.turn_spans)
 
     @property
     def token_versions(self) -> np.ndarray:
-        """Int64 [completion]: the policy version that wrote each token."""
-        versions = np.full(self.length_tokens, self.policy_version, dtype=np.int64)
+        """Int64 [completion]: the policy version that wrote each token, or read it where the policy was told it."""
+        versions = np.full(len(self.completion_token_ids), self.policy_version, dtype=np.int64)
         for start, version in self.later_versions:
             versions[start:] = version
         return versions
@@ -172,10 +222,11 @@ class Trajectory:
 
     @property
     def answer_text(self) -> str | None:
-        """The text of the last complete ``<answer>`` block, or None where there is none."""
-        end = self.text.rfind("</answer>")
-        start = self.text.rfind("<answer>", 0, max(end, 0))
-        return self.text[start + len("<answer>") : end].strip() if start >= 0 else None
+        """The text of the last complete ``<answer>`` block of the last turn, or None where there is none."""
+        text = self.turns[-1]
+        end = text.rfind("</answer>")
+        start = text.rfind("<answer>", 0, max(end, 0))
+        return text[start + len("<answer>") : end].strip() if start >= 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
