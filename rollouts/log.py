@@ -31,8 +31,10 @@ from rl.types import EncodedImage, Group, Trajectory
 from rollouts.log_rows import (
     Item,
     from_table,
+    group_images,
     group_rows,
     image_file,
+    row_images,
     rows_group,
     rows_trajectories,
     to_table,
@@ -123,7 +125,7 @@ def write_step(run_dir: Path, logged: LoggedStep) -> Path:
     if logged.update:
         update = json.dumps(logged.update).encode()
         table = table.replace_schema_metadata(table.schema.metadata | {UPDATE_KEY: update})
-    images = {image.sha256: image for group in logged.groups for image in group.task.images}.values()
+    images = {image.sha256: image for group in logged.groups for image in group_images(group)}.values()
     writes = {
         path: partial(_write_bytes, content=image.content)
         for image in images
@@ -152,7 +154,7 @@ def rescore_step(
     def rescored() -> Iterator[pa.Table]:
         for table in step_tables(run_dir, step, kind=kind):
             rows = from_table(table)
-            for file in {entry["file"] for row in rows for entry in row["images"]}:
+            for file in {entry["file"] for row in rows for entry in row_images(row)}:
                 _share_image(run_dir, out, file)
             trajectories = rows_trajectories(rows, load_image=lambda entry: load_image(*entry.values()))
             yield with_outcomes(table, score(trajectories))

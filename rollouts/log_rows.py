@@ -18,6 +18,8 @@ from rl.types import (
     Evidence,
     Group,
     Measurement,
+    Message,
+    Observation,
     SamplingParams,
     Score,
     ScoredTrajectory,
@@ -60,17 +62,23 @@ def _task_row(task: Task) -> dict[str, Any]:
         "rubric": json.dumps(task.rubric),
         "reference": json.dumps(task.reference),
         "extra": json.dumps(task.extra),
-        "images": [
-            {
-                "sha256": image.sha256,
-                "file": image_file(image),
-                "width": image.width,
-                "height": image.height,
-                "source": image.source,
-            }
-            for image in task.images
-        ],
+        "images": [_image_row(image) for image in task.images],
+        "follow_ups": [_message_row(message) for message in task.follow_ups] or None,
     }
+
+
+def _image_row(image: EncodedImage) -> dict[str, Any]:
+    return {
+        "sha256": image.sha256,
+        "file": image_file(image),
+        "width": image.width,
+        "height": image.height,
+        "source": image.source,
+    }
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    return {"text": message.text, "images": [_image_row(image) for image in message.images]}
 
 
 def _trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
@@ -80,6 +88,8 @@ def _trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
         "source": trajectory.source,
         **({} if trajectory.source else _sampled_row(trajectory)),
         "text": trajectory.text,
+        "observations": [_message_row(each.message) | {"place": each.place} for each in trajectory.observations]
+        or None,
         "finish_reason": trajectory.finish_reason,
         "tool_calls": [asdict(call) | {"arguments": json.dumps(call.arguments)} for call in trajectory.tool_calls],
         "duration_s": (trajectory.duration_s or None) if trajectory.source else trajectory.duration_s,
@@ -127,6 +137,22 @@ def _score_row(name: str, record: ScoreRecord) -> dict[str, Any]:
             "metrics": [{"name": metric, "value": value} for metric, value in record.score.metrics.items()],
         }
     return row
+
+
+def group_images(group: Group) -> Iterator[EncodedImage]:
+    """All that the policy was shown, or would have been had it gone on; an image may occur more than once."""
+    yield from group.task.images
+    for message in group.task.follow_ups:
+        yield from message.images
+    for item in group.items:
+        yield from item.trajectory.images
+
+
+def row_images(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The entry of every image that a row names."""
+    yield from row["images"]
+    for message in (*(row["follow_ups"] or ()), *(row["observations"] or ())):
+        yield from message["images"]
 
 
 def image_file(image: EncodedImage) -> str:
@@ -197,11 +223,12 @@ def _token_arrays(column: pa.ChunkedArray, dtype: type) -> list[np.ndarray | Non
 
 def rows_group(rows: Sequence[Mapping[str, Any]], *, load_image: LoadImage) -> Group:
     """The group that `group_rows` made ``rows`` of."""
-    task = _task(rows[0], load_image=load_image)
+    trajectories = rows_trajectories(rows, load_image=load_image)
+    members = list(zip(rows, trajectories, strict=True))
     return Group(
-        task=task,
-        scored=tuple(_scored(row, task=task) for row in rows if row["outcome"] == "scored"),
-        unscored=tuple(_unscored(row, task=task) for row in rows if row["outcome"] == "unscored"),
+        task=trajectories[0].task,
+        scored=tuple(_scored(row, trajectory) for row, trajectory in members if row["outcome"] == "scored"),
+        unscored=tuple(_unscored(row, trajectory) for row, trajectory in members if row["outcome"] == "unscored"),
     )
 
 
@@ -211,7 +238,7 @@ def rows_trajectories(rows: Sequence[Mapping[str, Any]], *, load_image: LoadImag
     for _, part in groupby(rows, itemgetter("group_index")):
         members = list(part)
         task = _task(members[0], load_image=load_image)
-        trajectories += [_trajectory(row, task=task) for row in members]
+        trajectories += [_trajectory(row, task=task, load_image=load_image) for row in members]
     return trajectories
 
 
@@ -221,6 +248,7 @@ def _task(row: Mapping[str, Any], *, load_image: LoadImage) -> Task:
         question=row["question"],
         answer=json.loads(row["answer"]),
         images=tuple(load_image(entry) for entry in row["images"]),
+        follow_ups=tuple(_message(entry, load_image=load_image) for entry in row["follow_ups"] or ()),
         system=row["system"],
         record={entry["name"]: Measurement(**_without(entry, "name")) for entry in row["record"]},
         rubric=tuple(json.loads(row["rubric"])),
@@ -230,21 +258,23 @@ def _task(row: Mapping[str, Any], *, load_image: LoadImage) -> Task:
     )
 
 
+def _message(entry: Mapping[str, Any], *, load_image: LoadImage) -> Message:
+    return Message(text=entry["text"], images=tuple(load_image(image) for image in entry["images"]))
+
+
 def _without(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != name}
 
 
-def _scored(row: Mapping[str, Any], *, task: Task) -> ScoredTrajectory:
-    return ScoredTrajectory(
-        trajectory=_trajectory(row, task=task), reward=row["reward"], scores=_scores(row), correct=row["correct"]
-    )
+def _scored(row: Mapping[str, Any], trajectory: Trajectory) -> ScoredTrajectory:
+    return ScoredTrajectory(trajectory=trajectory, reward=row["reward"], scores=_scores(row), correct=row["correct"])
 
 
-def _unscored(row: Mapping[str, Any], *, task: Task) -> Unscored:
-    return Unscored(trajectory=_trajectory(row, task=task), scores=_scores(row), reason=row["unscored_reason"])
+def _unscored(row: Mapping[str, Any], trajectory: Trajectory) -> Unscored:
+    return Unscored(trajectory=trajectory, scores=_scores(row), reason=row["unscored_reason"])
 
 
-def _trajectory(row: Mapping[str, Any], *, task: Task) -> Trajectory:
+def _trajectory(row: Mapping[str, Any], *, task: Task, load_image: LoadImage) -> Trajectory:
     source = row["source"] or ""
     return Trajectory(
         id=row["trajectory_id"],
@@ -252,6 +282,10 @@ def _trajectory(row: Mapping[str, Any], *, task: Task) -> Trajectory:
         tool_calls=tuple(ToolCall(**call | {"arguments": json.loads(call["arguments"])}) for call in row["tool_calls"]),
         source=source,
         duration_s=row["duration_s"] or 0.0,
+        observations=tuple(
+            Observation(message=_message(entry, load_image=load_image), place=entry["place"])
+            for entry in row["observations"] or ()
+        ),
         **{name: row[name] for name in ("sample_index", "text", "finish_reason")},
         **(_NOT_KNOWN if source else _sampled(row)),
     )

@@ -67,13 +67,15 @@ def schema() -> pa.Schema:
         ("reference", text, "findings, sources and regions to hold claims against, a JSON object; null in older logs"),
         ("extra", text, "further columns of the source, a JSON object"),
         ("images", pa.list_(nested["image"]), "images of the task; file is relative to the run's folder"),
+        ("follow_ups", pa.list_(nested["message"]), "what the user says after each turn; null where nothing"),
         ("messages", text, "the chat as it was put to the policy, a JSON array; null where not kept"),
         ("prompt_token_ids", pa.list_(pa.int32()), "[prompt] as the engine saw it, images expanded; null if imported"),
         ("completion_token_ids", pa.list_(pa.int32()), "[completion] as the engine returned it; null if imported"),
         ("completion_mask", pa.list_(pa.bool_()), "[completion] true where the policy wrote; null if imported"),
         ("rollout_logprobs", pa.list_(pa.float32()), "[completion] nats as drawn; NaN off the mask; null if imported"),
         ("token_versions", pa.list_(whole), "[completion] the version that wrote each; null in older logs or imported"),
-        ("text", text, "the completion as text; the offsets of evidence count its characters"),
+        ("text", text, "what the policy wrote, turns a blank line apart; offsets of evidence count its characters"),
+        ("observations", pa.list_(nested["observation"]), "what it was told between turns; null where nothing"),
         ("finish_reason", text, "'stop', 'length', 'abort' or, if imported, 'unknown'"),
         ("seed", whole, "seed of the sampler; null if imported"),
         ("sampling", nested["sampling"], "how the completion was drawn; null if imported"),
@@ -102,9 +104,13 @@ def _nested_types() -> dict[str, pa.DataType]:
     score = {"scorer": text, "version": text, "outcome": text, "value": real, "reason": text, "gate_open": flag}
     score |= {"evidence": pa.list_(_struct(evidence)), "metrics": pa.list_(_struct(number))}
     score |= {"outcome_reason": text, "duration_s": real, "inputs": text}
+    image = {"sha256": text, "file": text, "width": whole, "height": whole, "source": text}
+    message = {"text": text, "images": pa.list_(_struct(image))}
     types = {
         "measurement": number | {"unit": text, "reading": text},
-        "image": {"sha256": text, "file": text, "width": whole, "height": whole, "source": text},
+        "image": image,
+        "message": message,
+        "observation": message | {"place": whole},
         "sampling": {"temperature": real, "top_p": real, "top_k": whole, "max_tokens": whole, "stop": pa.list_(text)},
         "tool_call": {"name": text, "arguments": text, "result": text, "ok": flag},
         "score": score,

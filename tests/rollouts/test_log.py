@@ -25,6 +25,8 @@ from rl.types import (
     Evidence,
     Group,
     Measurement,
+    Message,
+    Observation,
     Outcome,
     SamplingParams,
     Score,
@@ -41,6 +43,7 @@ from rollouts.log import (
     iter_rows,
     logged_steps,
     read_step,
+    rescore_step,
     schema,
     write_step,
 )
@@ -83,12 +86,14 @@ images = st.builds(
     height=st.integers(1, 4096),
     source=texts,
 )
+messages = st.builds(Message, text=texts, images=st.lists(images, max_size=2).map(tuple))
 tasks = st.builds(
     Task,
     id=texts,
     question=texts,
     answer=json_objects,
     images=st.lists(images, max_size=2).map(tuple),
+    follow_ups=st.lists(messages, max_size=2).map(tuple),
     system=texts,
     record=st.dictionaries(texts, st.builds(Measurement, value=floats, unit=texts, reading=texts), max_size=3),
     rubric=st.lists(json_objects, max_size=2).map(tuple),
@@ -167,6 +172,9 @@ def trajectories(draw: st.DrawFn, task: Task, name: str) -> Trajectory:
             ).map(tuple)
         ),
         duration_s=draw(st.floats(0, 1e6)),
+        observations=draw(
+            st.lists(st.builds(Observation, message=messages, place=st.integers(0, 500)), max_size=2).map(tuple)
+        ),
     )
 
 
@@ -196,7 +204,7 @@ def logged(draw: st.DrawFn) -> LoggedStep:
         kind=draw(st.sampled_from(["train", "eval"])),
         groups=groups,
         advantages={trajectory.id: draw(floats) for trajectory in trained},
-        learner_logprobs={item.id: draw(hnp.arrays(np.float32, item.length_tokens)) for item in trained[1:]},
+        learner_logprobs={item.id: draw(hnp.arrays(np.float32, len(item.completion_mask))) for item in trained[1:]},
         micro_batches={item.id: index for index, item in enumerate(trained[1:])},
         update=draw(json_objects),
         drawn_anew=frozenset(range(draw(st.integers(0, len(groups))), len(groups))),
@@ -259,6 +267,47 @@ def test_a_step_reads_back_as_it_was_written_to_the_bit(tmp_path: Path) -> None:
     )
     write_step(tmp_path, step)
     assert same(read_step(tmp_path, 12), step)
+
+
+def a_conversation() -> Group:
+    """Two samples of a task whose doubt shows a further image; the second ended before it was told, both before the
+    last image."""
+    doubt, last = (
+        Message(text=text, images=(EncodedImage(content=content, width=4, height=4),))
+        for text, content in [("Are you sure?\nLook again.", JPEG), ("", PNG + b"last")]
+    )
+    task = replace(a_group("told").task, follow_ups=(doubt, last))
+    told, ended = a_scored(task, 0), a_scored(task, 1)
+    spoken = replace(told.trajectory, text="yes\n\nno", observations=(Observation(message=doubt, place=3),))
+    return Group(task=task, scored=(replace(told, trajectory=spoken), ended))
+
+
+def test_what_the_user_says_between_turns_reads_back_with_its_images(tmp_path: Path) -> None:
+    step = LoggedStep(step=3, groups=[a_conversation(), a_group("plain")])
+    path = write_step(tmp_path, step)
+    read = read_step(tmp_path, 3)
+    assert same(read, step)
+    assert read.groups[0].scored[0].trajectory.turns == ("yes", "no")
+    sizes = sorted(each.stat().st_size for each in (tmp_path / "images").iterdir())
+    assert sizes == [len(JPEG), len(PNG), len(PNG) + 4]  # the doubt's, which two columns name, is there once
+    rows = pq.read_table(path).to_pylist()
+    assert [row["follow_ups"] is None for row in rows] == [False, False, True, True]
+    assert [row["observations"] is None for row in rows] == [False, True, True, True]
+
+
+def test_a_conversation_that_is_scored_anew_takes_all_of_its_images_along(tmp_path: Path) -> None:
+    step = LoggedStep(step=3, groups=[a_conversation()])
+    write_step(tmp_path / "run", step)
+    scored = step.groups[0].scored
+    assert rescore_step(tmp_path / "run", 3, out=tmp_path / "again", score=lambda _: scored) == 2
+    assert same(read_step(tmp_path / "again", 3).groups, step.groups)
+
+
+def test_a_log_from_before_trajectories_had_several_turns_reads_as_of_one(tmp_path: Path) -> None:
+    step = LoggedStep(step=0, groups=[a_group()])
+    path = write_step(tmp_path, step)
+    pq.write_table(pq.read_table(path).drop_columns(["follow_ups", "observations"]), path)
+    assert same(read_step(tmp_path, 0), step)
 
 
 def test_a_log_from_before_inputs_were_kept_still_reads(tmp_path: Path) -> None:
