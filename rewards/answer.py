@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rewards.answer_types import box, choice, date, formula, labels, number, text, yes_no
 from rewards.answer_types.reading import Check, Checker, boxed, said, unwrapped
 from rewards.parameters import suggestion
-from rewards.scorer import Evidence, InvalidInput, Score, Scorer, Trajectory
+from rewards.scorer import Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS, Span, Trace, parse_trace
 from rl.errors import ConfigError
 from rl.types import Task, Verdict
@@ -54,6 +54,7 @@ class AnswerScorer(Scorer):
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     decides_correctness: ClassVar[bool] = True
+    turns: ClassVar[Turns] = "last"  # one that was put right in a later turn is no contradiction
     libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs", "mpmath", "Pint", "scipy")
     depends_on: ClassVar[tuple[str, ...]] = (
         "rewards.answer_types",
@@ -103,12 +104,13 @@ def check_key(task: Task) -> None:
 
 
 def read_answer(trajectory: Trajectory) -> str:
-    """What the trajectory answers, in a form that is equal for equal answers: a vote. Empty where it answers nothing
+    """What the last turn answers, in a form that is equal for equal answers: a vote. Empty where it answers nothing
     that can be read, or several things. Raises InvalidInput as `check_key`."""
     checker = _checker(trajectory.task)
-    if len(trajectory.text) > MAX_TEXT_CHARS:
+    text = trajectory.turns[-1]
+    if len(text) > MAX_TEXT_CHARS:
         return ""
-    trace, finished = parse_trace(trajectory.text), trajectory.finish_reason == "stop"
+    trace, finished = parse_trace(text), trajectory.finish_reason == "stop"
     answers = AnswerScorer()._answers(trace, checker, finished=finished)
     readings = {_check(answer.text, checker).read for answer in answers[: MAX_ANSWERS + 1]}
     return readings.pop() if len(readings) == 1 else ""

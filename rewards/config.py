@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from rewards.combine import largest_penalty
 from rewards.foreign_modules import import_folders, import_module, make_importable
@@ -29,7 +29,7 @@ from rewards.judges.config import named_judges, read_judges
 from rewards.parameters import fit_parameters, plain, suggestion
 from rewards.places import lines_named, read_yaml
 from rewards.provenance import version_of
-from rewards.scorer import Scorer
+from rewards.scorer import Scorer, Turns
 from rl.errors import ConfigError
 from rl.types import Task
 
@@ -58,9 +58,12 @@ SECTION_KEYS = frozenset(
 """Keys of the ``rewards`` section, those of `rl.config.RewardsConfig`."""
 USE_KEYS = frozenset(
     {"use", "weight", "gate", "shaping", "rising", "timeout_s", "when", "isolated", "retries", "deterministic"}
+    | {"turns"}
 )
 """Keys of one scorer's entry that say how it is used; all others are the scorer's own parameters."""
-TASK_FIELDS = frozenset({"answer", "extra", "record", "rubric", "reference", "images", "stratum", "id", "question"})
+TASK_FIELDS = frozenset(
+    {"answer", "extra", "record", "rubric", "reference", "images", "stratum", "id", "question", "follow_ups"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class ConfiguredScorer:
     ``shaping`` is the most that a score takes off the reward, all of it where it is 0; such a scorer has no weight. Of
     one that is ``rising`` the more is taken off the better the rest of the reward is (see `rewards.combine`).
     ``retries`` is how often a failed score is asked for again; scores of a ``deterministic`` scorer may be cached.
+    ``turns`` is what is read of a trajectory of several; each that is read by itself has ``timeout_s`` and ``retries``.
     ``import_folders`` are where the scorer's module may lie outside of the installed packages; they travel along, so
     that any process can unpickle it.
     """
@@ -88,6 +92,7 @@ class ConfiguredScorer:
     isolated: bool = False
     retries: int = 0
     deterministic: bool = False
+    turns: Turns = "all"
     version: str = ""
     import_folders: tuple[str, ...] = ()
 
@@ -217,6 +222,7 @@ def build_scorer(
         scorer.check_use(gate=gate)
     except (TypeError, ValueError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    turns = _turns(spec.get("turns", scorer.turns), where=f"{where}.turns")
     return ConfiguredScorer(
         name=name,
         scorer=scorer,
@@ -229,7 +235,8 @@ def build_scorer(
         isolated=_flag(spec.get("isolated", cls.isolated), where=f"{where}.isolated"),
         retries=_retries(spec.get("retries", 0), where=f"{where}.retries"),
         deterministic=_flag(spec.get("deterministic", scorer.deterministic), where=f"{where}.deterministic"),
-        version=version_of(scorer),
+        turns=turns,
+        version=version_of(scorer, turns=turns),
         import_folders=import_folders(base_dir),
     )
 
@@ -359,6 +366,13 @@ def _retries(value: Any, *, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRIES:
         raise ConfigError(f"{where} must be an integer in [0, {MAX_RETRIES}]; got {value!r}")
     return value
+
+
+def _turns(value: Any, *, where: str) -> Turns:
+    if value not in get_args(Turns):
+        allowed = "`last`, `each` (by itself) or `all` (at once)"
+        raise ConfigError(f"{where} is what is read of a trajectory of several turns: {allowed}; got {value!r}")
+    return cast(Turns, value)
 
 
 def _flag(value: Any, *, where: str) -> bool:

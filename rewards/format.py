@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rewards.scorer import Score, Scorer, Trajectory
+from rewards.scorer import Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
@@ -28,6 +28,7 @@ class FormatScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    turns: ClassVar[Turns] = "each"
     depends_on: ClassVar[tuple[str, ...]] = ("rewards.trace",)
 
     async def score(self, trajectory: Trajectory) -> Score:

@@ -31,7 +31,7 @@ from rewards.claims.quotes import QuoteClaims
 from rewards.claims.regions import RegionClaims
 from rewards.claims.tools import ToolClaims
 from rewards.judge import JUDGED_BY, Judge
-from rewards.scorer import Abstain, Score, Scorer, Trajectory
+from rewards.scorer import Abstain, Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS
 from rl.errors import ConfigError
 from rl.types import Verdict
@@ -79,6 +79,8 @@ class HallucinationScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    turns: ClassVar[Turns] = "each"
+    counted_metrics: ClassVar[tuple[str, ...]] = ("claims", *get_args(Verdict))
     libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs", "Pint")
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",

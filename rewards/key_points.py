@@ -12,7 +12,7 @@ from rewards.assertion import Polarity, classify
 from rewards.claims.claim import Claim, TooManyClaims, one_per_subject
 from rewards.claims.findings import FindingClaims
 from rewards.claims.forms import count_claims
-from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
+from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS, Span, parse_trace
 from rl.errors import ConfigError
 
@@ -37,6 +37,7 @@ class KeyPointScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    turns: ClassVar[Turns] = "last"
     libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs",)
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",

@@ -10,19 +10,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rewards.scorer import Scorer, Trajectory
+from rewards.scorer import Scorer, Trajectory, Turns
+from rl.types import Message
 
 _CODE = (".py", ".yaml", ".schema.json")
 
 
-def version_of(scorer: Scorer) -> str:
+def version_of(scorer: Scorer, *, turns: Turns | None = None) -> str:
     """A hash, 12 hex digits, of the code that makes the score, its libraries' versions and the scorer's parameters.
 
     A file that a parameter names counts with its content, not its place, so that the version is the same elsewhere.
-    The YAML and the JSON Schema that stand beside a module under the same name are part of its code.
+    The YAML and the JSON Schema that stand beside a module under the same name are part of its code. So is what cuts a
+    trajectory into turns, where the scorer reads single ones; ``turns`` None is what the scorer says itself.
     """
+    turns = turns or scorer.turns
     digest = hashlib.sha256()
     modules = {cls.__module__ for cls in type(scorer).__mro__ if issubclass(cls, Scorer)} | set(scorer.sources())
+    if turns != "all":
+        modules.add("rewards.turns")
+        digest.update(turns.encode())
     for module in sorted(modules):
         for file in _source_files(module):
             digest.update(file.read_bytes())
@@ -75,6 +81,14 @@ def inputs_of(trajectory: Trajectory) -> str:
         "text": [trajectory.text, trajectory.finish_reason, trajectory.sampling.max_tokens],
         "tool_calls": [[call.name, call.arguments, call.result, call.ok] for call in trajectory.tool_calls],
     }
+    if task.follow_ups:
+        content["follow_ups"] = [_told(message) for message in task.follow_ups]
+    if trajectory.observations:
+        content["observations"] = [[*_told(each.message), each.place] for each in trajectory.observations]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_hashable).encode())
     digest.update(trajectory.completion_token_ids.astype("<i4").tobytes())
     return digest.hexdigest()[:32]
+
+
+def _told(message: Message) -> list[Any]:
+    return [message.text, [image.sha256 for image in message.images]]

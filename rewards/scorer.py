@@ -19,12 +19,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rewards.judge import Judge
 from rl.types import Evidence, Score, Trajectory
 
-__all__ = ["Abstain", "Evidence", "InvalidInput", "Score", "Scorer", "Trajectory"]
+__all__ = ["Abstain", "Evidence", "InvalidInput", "Score", "Scorer", "Trajectory", "Turns"]
+
+Turns = Literal["last", "each", "all"]
+"""What of a trajectory of several turns is read: the last one, each by itself, or the whole text at once."""
 
 
 class Abstain(Exception):
@@ -58,6 +61,12 @@ class Scorer(ABC):
     deterministic: ClassVar[bool] = False
     """The same task and text get the same score, always, so that it may be kept and need not be made anew. A config may
     override it (``deterministic:``)."""
+
+    turns: ClassVar[Turns] = "all"
+    """What is read of a trajectory of several turns; `score` is asked once for each turn that is read by itself, and
+    need not know of others (see `rewards.turns`). A config may override it (``turns:``)."""
+    counted_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics that count something: those of several turns add up, where others are averaged."""
 
     @abstractmethod
     async def score(self, trajectory: Trajectory) -> Score:

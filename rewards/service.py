@@ -23,6 +23,7 @@ from rewards.isolation.deadline import Clock
 from rewards.isolation.sandbox import Sandbox
 from rewards.provenance import inputs_of
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
+from rewards.turns import joined, parts_of
 from rl.types import Outcome, ScoredTrajectory, ScoreRecord, Unscored
 
 ABORTED = "the completion was aborted: there is no answer to score"
@@ -153,6 +154,14 @@ class RewardService:
         )
 
     async def _ask(self, configured: ConfiguredScorer, trajectory: Trajectory) -> tuple[Attempt, float]:
+        """What came of all that the scorer reads of the trajectory, asked at once, and the seconds that all took."""
+        parts = parts_of(trajectory, configured.turns)
+        made = await asyncio.gather(*(self._ask_of(configured, part.trajectory) for part in parts))
+        attempts = [attempted for attempted, _ in made]
+        counted = configured.scorer.counted_metrics
+        return joined(parts, attempts, counted_metrics=counted), sum(duration_s for _, duration_s in made)
+
+    async def _ask_of(self, configured: ConfiguredScorer, trajectory: Trajectory) -> tuple[Attempt, float]:
         """The outcome of the last try, and the seconds that all of them took."""
         sandbox = self._sandboxes.get(configured.name)
         total_s = 0.0

@@ -9,7 +9,7 @@ from entities.reference import Coordinates
 from rewards.case_reference import case_reference
 from rewards.decision_trace import EvidenceReference, parse_decision_trace
 from rewards.evidence_references import ReferenceResolver, Resolution
-from rewards.scorer import Abstain, Evidence, Score, Scorer, Trajectory
+from rewards.scorer import Abstain, Evidence, Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS
 from rl.errors import ConfigError
 
@@ -29,6 +29,8 @@ class TraceScorer(Scorer):
 
     isolated: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    turns: ClassVar[Turns] = "each"
+    counted_metrics: ClassVar[tuple[str, ...]] = ("steps", "references", "unresolved")
     libraries: ClassVar[tuple[str, ...]] = ("ahocorasick_rs",)
     depends_on: ClassVar[tuple[str, ...]] = (
         "entities",

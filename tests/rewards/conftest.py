@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rl.types import SamplingParams, Task, ToolCall, Trajectory
+from rl.types import TURN_BREAK, Message, Observation, SamplingParams, Task, ToolCall, Trajectory
 
 MakeTrajectory = Callable[..., Trajectory]
 
@@ -44,3 +45,23 @@ def trajectory() -> MakeTrajectory:
         )
 
     return make
+
+
+def a_conversation(first: Trajectory, *exchanges: tuple[str | Message, str]) -> Trajectory:
+    """A trajectory of one turn and what came after it: what the user said, three tokens, and what the policy wrote in
+    reply, two. Tokens count on from the first turn's, and the logprob of each is its number."""
+    text, observations, mask = first.text, [], [True] * first.length_tokens
+    for said, written in exchanges:
+        message = said if isinstance(said, Message) else Message(text=said)
+        observations.append(Observation(message=message, place=len(text)))
+        text += TURN_BREAK + written
+        mask += [False] * 3 + [True] * 2
+    return replace(
+        first,
+        task=replace(first.task, follow_ups=tuple(each.message for each in observations)),
+        text=text,
+        observations=tuple(observations),
+        completion_token_ids=np.arange(len(mask), dtype=np.int32),
+        completion_mask=np.array(mask),
+        rollout_logprobs=np.where(mask, np.arange(len(mask)), np.nan).astype(np.float32),
+    )

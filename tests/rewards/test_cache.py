@@ -16,7 +16,8 @@ from rewards.provenance import inputs_of
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
 from rewards.service import RewardService
 from rl.errors import ConfigError
-from rl.types import EncodedImage, Evidence, Measurement, SamplingParams, ToolCall
+from rl.types import EncodedImage, Evidence, Measurement, Message, Observation, SamplingParams, ToolCall
+from tests.samples import a_trajectory
 
 SPOT = Evidence(claim="radius", verdict="refuted", start=3, end=9, source="record.radius", note="17.99 um")
 ATTEMPT = Attempt(outcome="scored", score=Score(0.25, reason="why", evidence=(SPOT,), metrics={"claims": 2.0}))
@@ -45,6 +46,7 @@ class TestInputs:
         "reference": {"findings": ["edema"]},
         "stratum": "rare",
         "extra": {"modality": "CT"},
+        "follow_ups": (Message(text="Are you sure?"),),
     }
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -57,6 +59,18 @@ class TestInputs:
         made = trajectory("text")
         other = dataclasses.replace(made, task=dataclasses.replace(made.task, **{name: self.TASK_CHANGES[name]}))
         assert inputs_of(other) != inputs_of(made)
+
+    def test_they_change_with_what_was_told_between_turns_and_where(self) -> None:
+        told = [Message(text="Sure?"), Message(text="Really?"), Message(text="Sure?", images=(image(b"a"),))]
+        places = [(told[0], 1), (told[0], 2), (told[1], 1), (told[2], 1)]
+        conversations = [
+            a_trajectory("one\n\ntwo", observations=(Observation(message=message, place=place),))
+            for message, place in places
+        ]
+        assert len({inputs_of(each) for each in [a_trajectory("one\n\ntwo"), *conversations]}) == 5
+
+    def test_those_of_one_turn_are_what_they_were_before_there_were_several(self) -> None:
+        assert inputs_of(a_trajectory("text")) == "a4e6934335e563ea839fcf84eed1a6dc"
 
     def test_no_field_of_a_task_was_forgotten(self, trajectory: Any) -> None:
         assert {field.name for field in dataclasses.fields(trajectory("x").task)} == set(self.TASK_CHANGES)
