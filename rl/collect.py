@@ -93,7 +93,7 @@ async def collect(
         async for trajectories in pool.generate(requests):
             request_id = trajectories[0].id.rpartition("/")[0]
             now_s = time.time()
-            taken_up_s = now_s - trajectories[0].duration_s
+            taken_up_s = now_s - max(trajectory.duration_s for trajectory in trajectories)
             written.append(Span(phase="generate", began_s=taken_up_s, ended_s=now_s, worker=worker_of[request_id]))
             scoring[request_id] = asyncio.create_task(_score_group(trajectories, rewards, scored))
         generated_s = time.time()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from rl.errors import RolloutError
-from rl.types import SamplingParams, Task, Trajectory
-from rollouts.prompts import render_prompt
+from rl.types import EncodedImage, SamplingParams, Task, Trajectory
+from rollouts.dialogue import Dialogue, FollowUp, Passage, PlacedImage
+from rollouts.prompts import render_follow_up, render_prompt
 
 FORBID = -100.0  # a logit bias that no logit can outweigh
 PREFIX_BLOCK_TOKENS = 32  # the engine's default of 128 never finds a short prompt in its prefix cache
@@ -143,11 +142,13 @@ class VllmEngine:
             settings.policy_path, trust_remote_code=settings.trust_remote_code
         )
         self.forbidden = image_token_ids(self.processor, self.llm.llm_engine.model_config.hf_config)
-        self.max_num_seqs = settings.max_num_seqs
+        self.max_num_seqs, self.max_model_len = settings.max_num_seqs, settings.max_model_len
         self.answers: dict[str, Answer] = {}
         self._added = 0
         self._waiting: deque[tuple[str, GenerationRequest]] = deque()
-        self._in_progress: dict[str, tuple[GenerationRequest, float]] = {}
+        self._in_progress: dict[str, list[Dialogue]] = {}
+        self._turns: dict[str, tuple[str, Dialogue]] = {}
+        """What is being written: the key of its request and the dialogue, by the engine's name for it."""
         self.version = 0
         self.llm.update_weight_version("0")
 
@@ -163,23 +164,20 @@ class VllmEngine:
         engine = self.llm.llm_engine
         # No more than fill the batch: whoever comes first is not kept waiting by what the engine has taken up already.
         while self._waiting and engine.get_num_unfinished_requests() < self.max_num_seqs:
-            key, request = self._waiting.popleft()
-            try:
-                self._take_up(key, request)
-            except RolloutError as refusal:
-                self.answers[key] = refusal
+            self._take_up(*self._waiting.popleft())
         for output in engine.step() if engine.has_unfinished_requests() else ():
-            if output.finished:
-                request, began = self._in_progress.pop(output.request_id)
-                self.answers[output.request_id] = self._trajectories(
-                    request, output, duration_s=time.perf_counter() - began
-                )
+            if output.finished and output.request_id in self._turns:
+                self._end_turn(output)
 
     def forget(self, keys: Collection[str]) -> None:
         """See `Engine.forget`."""
-        self.llm.llm_engine.abort_request([key for key in keys if self._in_progress.pop(key, None)])
+        turns = [name for name, (key, _) in self._turns.items() if key in keys]
+        self.llm.llm_engine.abort_request(turns)
+        for name in turns:
+            del self._turns[name]
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in keys)
         for key in keys:
+            self._in_progress.pop(key, None)
             self.answers.pop(key, None)
 
     def connect(self, group: Mapping[str, Any]) -> None:
@@ -203,76 +201,109 @@ class VllmEngine:
         self.llm.llm_engine.reset_mm_cache()
 
     def _take_up(self, key: str, request: GenerationRequest) -> None:
+        """Begin the request's dialogues. What they have in common is rendered once."""
+        task = request.task
+        with self._refusals(key, task):
+            prompt = self._passage(render_prompt(task, self.processor), task.images)
+            follow_ups = [self._follow_up(task, number) for number in range(len(task.follow_ups))]
+            self._in_progress[key] = [
+                Dialogue(request, index, prompt=prompt, follow_ups=follow_ups, max_model_len=self.max_model_len)
+                for index in range(request.num_samples)
+            ]
+            for dialogue in self._in_progress[key]:
+                self._begin_turn(key, dialogue)
+
+    def _begin_turn(self, key: str, dialogue: Dialogue) -> None:
+        name = f"{key}/{dialogue.index}/{dialogue.turn}"
+        self.llm.llm_engine.add_request(name, self._engine_input(dialogue), self._sampling_params(dialogue))
+        self._turns[name] = key, dialogue
+
+    def _end_turn(self, output: Any) -> None:
+        key, dialogue = self._turns.pop(output.request_id)
+        dialogue.add_turn(output.outputs[0], version=self.version)
+        if dialogue.goes_on():
+            with self._refusals(key, dialogue.request.task):
+                self._begin_turn(key, dialogue)
+        elif all(each.finished for each in self._in_progress[key]):
+            self.answers[key] = tuple(each.trajectory() for each in self._in_progress.pop(key))
+
+    @contextmanager
+    def _refusals(self, key: str, task: Task) -> Iterator[None]:
+        """What the engine refuses is the answer to its request, and all of the request is given up."""
         from vllm.exceptions import VLLMClientError
 
         try:
-            self.llm.llm_engine.add_request(key, self._prompt(request.task), self._sampling_params(request))
+            yield
         except (ValueError, VLLMClientError) as error:
-            raise RolloutError(
-                f"task {request.task.id!r} cannot be given to the engine: {error}. Shorten the question, shrink its "
-                f"images or raise rollouts.max_model_len"
-            ) from None
-        self._in_progress[key] = request, time.perf_counter()
+            self.forget([key])
+            self.answers[key] = RolloutError(
+                f"task {task.id!r} cannot be given to the engine: {error}. Shorten its texts, shrink its images or "
+                f"raise rollouts.max_model_len"
+            )
 
-    def _prompt(self, task: Task) -> dict[str, Any]:
-        """The prompt, under names that no other version of the weights shares in the prefix and encoder caches."""
-        prompt: dict[str, Any] = {"prompt": render_prompt(task, self.processor), "cache_salt": str(self.version)}
-        if task.images:
-            prompt["multi_modal_data"] = {"image": [image.decode() for image in task.images]}
-            prompt["multi_modal_uuids"] = {"image": [f"{image.sha256}@{self.version}" for image in task.images]}
-        return prompt
+    def _follow_up(self, task: Task, number: int) -> FollowUp:
+        message = task.follow_ups[number]
+        passage = self._passage(render_follow_up(task, number, self.processor), message.images)
+        first = passage.token_ids[0]
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return FollowUp(message, passage, end_of_turn=first if first in tokenizer.all_special_ids else None)
 
-    def _sampling_params(self, request: GenerationRequest) -> Any:
+    def _passage(self, text: str, images: Sequence[EncodedImage]) -> Passage:
+        """Text and its images as the engine takes them. The template has written the tokens that begin a text."""
+        prompt: dict[str, Any] = {"prompt": text}
+        if images:
+            prompt["multi_modal_data"] = {"image": [image.decode() for image in images]}
+            prompt["multi_modal_uuids"] = {"image": [image.sha256 for image in images]}
+        renderer = self.llm.llm_engine.renderer
+        # The renderer's other cache hands out an image's features once and then its name alone.
+        as_it_stands = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+        (given,) = renderer.render_cmpl([prompt], as_it_stands, skip_mm_cache=True)
+        if not images:
+            return Passage(given["prompt_token_ids"])
+        placed = zip(images, given["mm_kwargs"]["image"], given["mm_placeholders"]["image"], strict=True)
+        return Passage(
+            given["prompt_token_ids"],
+            tuple(
+                PlacedImage(image.sha256, features, placeholder.offset, placeholder)
+                for image, features, placeholder in placed
+            ),
+        )
+
+    def _engine_input(self, dialogue: Dialogue) -> Any:
+        """All that the turn is written after, under names that no other version of the weights shares in the prefix and
+        encoder caches."""
+        from vllm.inputs.engine import mm_input, tokens_input
+        from vllm.multimodal.inputs import MultiModalKwargsItems
+
+        salt = str(self.version)
+        if not dialogue.images:
+            return tokens_input(dialogue.token_ids, cache_salt=salt)
+        images = dialogue.images
+        return mm_input(
+            dialogue.token_ids,
+            MultiModalKwargsItems({"image": [image.features for image in images]}),
+            {"image": [f"{image.sha256}@{salt}" for image in images]},
+            {"image": [replace(image.placeholder, offset=image.offset) for image in images]},
+            cache_salt=salt,
+        )
+
+    def _sampling_params(self, dialogue: Dialogue) -> Any:
         from vllm import SamplingParams as EngineSamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        sampling = request.sampling
+        sampling = dialogue.request.sampling
         return EngineSamplingParams(
-            n=request.num_samples,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
+            max_tokens=dialogue.left_tokens,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
-            seed=request.seed,
+            seed=dialogue.seed,
             logprobs=0,
             logit_bias=dict.fromkeys(self.forbidden, FORBID),
             output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _trajectories(self, request: GenerationRequest, output: Any, *, duration_s: float) -> tuple[Trajectory, ...]:
-        prompt_token_ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
-        return tuple(
-            self._trajectory(request, completion, prompt_token_ids, duration_s=duration_s)
-            for completion in sorted(output.outputs, key=lambda completion: completion.index)
-        )
-
-    def _trajectory(
-        self, request: GenerationRequest, completion: Any, prompt_token_ids: np.ndarray, *, duration_s: float
-    ) -> Trajectory:
-        token_ids = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs = [
-            position[token].logprob for position, token in zip(completion.logprobs, completion.token_ids, strict=True)
-        ]
-        spans = [(span.start, int(span.version)) for span in completion.weight_versions]
-        (_, began_by), *later = spans or [(0, self.version)]
-        return Trajectory(
-            id=f"{request.id}/{completion.index}",
-            task=request.task,
-            sample_index=completion.index,
-            prompt_token_ids=prompt_token_ids,
-            completion_token_ids=token_ids,
-            completion_mask=np.ones(len(token_ids), dtype=bool),
-            rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            policy_version=began_by,
-            later_versions=tuple(later),
-            seed=request.seed + completion.index,
-            sampling=request.sampling,
-            duration_s=duration_s,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,11 +25,14 @@ _ANSWER_FORMS = {
 
 def chat_messages(task: Task) -> list[dict[str, Any]]:
     """System and user message in the content-list form of Hugging Face chat templates; images come before the text."""
-    images = [{"type": "image"} for _ in task.images]
     return [
-        {"role": "system", "content": [{"type": "text", "text": task.system or default_system(task)}]},
-        {"role": "user", "content": [*images, {"type": "text", "text": question_text(task)}]},
+        _message("system", task.system or default_system(task)),
+        _message("user", question_text(task), images=len(task.images)),
     ]
+
+
+def _message(role: str, text: str, *, images: int = 0) -> dict[str, Any]:
+    return {"role": role, "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
 
 
 def messages_by_task(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
@@ -60,11 +64,14 @@ def render_prompt(task: Task, processor: Any) -> str:
     unexpanded. Raises TaskError for text that holds a special token of the policy, which would read as an image or as
     the end of a turn, and for images that the policy cannot take; PolicyError for a policy without a chat template.
     """
+    return _render(task, chat_messages(task), processor)
+
+
+def _render(task: Task, messages: list[dict[str, Any]], processor: Any) -> str:
     tokenizer = getattr(processor, "tokenizer", processor)
-    messages = chat_messages(task)
     _refuse_special_tokens(task, messages, {*tokenizer.all_special_tokens, getattr(processor, "image_token", "")})
     if processor is tokenizer:
-        if task.images:
+        if any(part["type"] == "image" for message in messages for part in message["content"]):
             raise TaskError(f"task {task.id!r} has images, the policy no image processor")
         messages = [message | {"content": message["content"][0]["text"]} for message in messages]
     if not processor.chat_template:
@@ -72,6 +79,17 @@ def render_prompt(task: Task, processor: Any) -> str:
             f"policy {tokenizer.name_or_path} has no chat template; add chat_template.jinja to its folder"
         )
     return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def render_follow_up(task: Task, number: int, processor: Any) -> str:
+    """What stands between a turn of the policy's and its next, by the policy's own chat template: the end of the turn,
+    the task's follow-up of that number, and the opening of the next turn. Raises TaskError as `render_prompt`."""
+    messages = chat_messages(task)
+    # Stands for each of the policy's turns, and in no message: none holds a digest of all of them.
+    turn = hashlib.sha256(repr([messages, task.follow_ups]).encode()).hexdigest()
+    for message in task.follow_ups[: number + 1]:
+        messages += [_message("assistant", turn), _message("user", message.text, images=len(message.images))]
+    return _render(task, messages, processor).rpartition(turn)[2]
 
 
 def _refuse_special_tokens(task: Task, messages: list[dict[str, Any]], special_tokens: set[str]) -> None:

@@ -5,6 +5,7 @@ The reference is transformers' forward pass over whole sequences, one row per tr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from policies.tokenizer import IMAGE, IMAGE_BREAK, IMAGE_END
 from rl.errors import RolloutError
-from rl.types import EncodedImage, SamplingParams, Task, Trajectory
+from rl.types import EncodedImage, Message, SamplingParams, Task, Trajectory
 from rollouts.engine import EngineSettings, GenerationRequest
 from tests.samples import a_task
 
@@ -116,11 +117,11 @@ def load_reference(engine: EngineActor) -> tuple[Any, Any]:
 
 
 def reference_logprobs(model: Any, processor: Any, trajectory: Trajectory, *, temperature: float) -> np.ndarray:
-    """Of the completion's tokens. Other temperatures than 1 are vLLM's to apply, after the tokens that it may not
-    sample are gone: they have no share in that distribution."""
+    """Of the completion's tokens, those that the policy was told among them. Other temperatures than 1 are vLLM's to
+    apply, after the tokens that it may not sample are gone: they have no share in that distribution."""
     import torch
 
-    pictures = [image.decode() for image in trajectory.task.images]
+    pictures = [image.decode() for image in trajectory.images]
     vision = dict(processor.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
     ids = torch.from_numpy(np.concatenate([trajectory.prompt_token_ids, trajectory.completion_token_ids])).long()
     with torch.no_grad():
@@ -136,6 +137,7 @@ def assert_logprobs_are_the_models(
 ) -> None:
     for trajectory in (trajectory for group in groups for trajectory in group):
         expected = reference_logprobs(model, processor, trajectory, temperature=engine.temperature)
+        expected[~trajectory.completion_mask] = np.nan
         np.testing.assert_allclose(trajectory.rollout_logprobs, expected, rtol=0, atol=1e-4, err_msg=trajectory.id)
 
 
@@ -291,3 +293,115 @@ def test_more_prompts_than_one_pass_holds_are_all_answered(engine: EngineActor) 
     groups = engine.generate(*requests)
     assert sum(len(group[0].prompt_token_ids) for group in groups) > 2 * 4096
     assert [len(group) for group in groups] == [2] * 30
+
+
+def a_talk(id: str = "talk", **fields: Any) -> Task:
+    """A question about two images, a doubt, and a third image."""
+    follow_ups = (
+        Message(text="Are you sure?"),
+        Message(text="And this one?", images=(a_picture(84, 56),)),
+    )
+    return a_task(id, images=(a_picture(56, 28), a_picture(84, 140)), follow_ups=follow_ups, **fields)
+
+
+def told(processor: Any, text: str) -> list[int]:
+    """Between two turns of the built-in template, of which the first did not end itself."""
+    middle = f"<seed:eos><seed:bos>user\n{text}<seed:eos><seed:bos>assistant\n"
+    return list(processor.tokenizer(middle, add_special_tokens=False).input_ids)
+
+
+def runs(mask: np.ndarray) -> list[tuple[bool, int]]:
+    """Whether, and for how many tokens on end, the policy wrote."""
+    return [(bool(value), len(list(same))) for value, same in itertools.groupby(mask.tolist())]
+
+
+@pytest.mark.parametrize("name", ["engine", "tied_engine"])
+def test_each_turn_continues_token_for_token_what_was_written_and_told(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    engine: EngineActor = request.getfixturevalue(name)
+    tasks = [a_talk("one"), a_task("between"), a_talk("other", question="Is it not?")]
+    asked = [engine.request(t.id, t, num_samples=4, seed=3, max_tokens=200, stop=("e", "a")) for t in tasks]
+    groups = engine.generate(*asked)
+    model, processor = load_reference(engine)
+    assert_logprobs_are_the_models(engine, model, processor, groups)
+    # 84 x 56 pixels are 3 columns and 2 rows of tokens, with a break after the first row and the end after the second.
+    image = f"{(IMAGE * 3 + IMAGE_BREAK) * 2}".removesuffix(IMAGE_BREAK) + IMAGE_END
+    doubt, shown = told(processor, "Are you sure?"), told(processor, f"{image}And this one?")
+    whole = [trajectory for group in (groups[0], groups[2]) for trajectory in group if len(trajectory.turns) == 3]
+    assert len(whole) >= 4
+    for trajectory in whole:
+        pieces = np.split(trajectory.completion_token_ids, np.flatnonzero(np.diff(trajectory.completion_mask)) + 1)
+        assert [len(piece) for piece in pieces] == [length for _, length in runs(trajectory.completion_mask)]
+        first, heard, second, seen, third = (piece.tolist() for piece in pieces)
+        assert (heard, seen) == (doubt, shown) or first[-1] == doubt[0] or second[-1] == doubt[0]
+        assert processor.tokenizer.decode(third).startswith(trajectory.turns[2])
+        assert [each.message for each in trajectory.observations] == list(trajectory.task.follow_ups)
+        assert trajectory.images == (*trajectory.task.images, *trajectory.task.follow_ups[1].images)
+        assert all(turn[-1:] in ("e", "a") for turn in trajectory.turns[:2])
+    assert [len(trajectory.turns) for trajectory in groups[1]] == [1] * 4
+
+
+def test_the_same_seed_writes_the_same_turns_alone_and_within_a_batch(engine: EngineActor) -> None:
+    asked = engine.request("asked", a_talk(), num_samples=3, seed=11, max_tokens=64, stop=("e",))
+    (alone,) = engine.generate(asked)
+    others = [
+        engine.request(str(place), a_talk(str(place)), num_samples=4, seed=place, stop=("e",)) for place in range(3)
+    ]
+    within = engine.generate(*others[:2], asked, others[2])[2]
+    assert token_ids(alone) == token_ids(within)
+    assert [trajectory.text for trajectory in alone] == [trajectory.text for trajectory in within]
+    assert max(len(trajectory.turns) for trajectory in alone) > 1
+
+
+def test_turns_that_the_policy_ends_itself_are_not_ended_twice(engine: EngineActor) -> None:
+    import torch
+
+    from policies.weights import checkpoint_weights, host_arrays
+
+    model, processor = load_reference(engine)
+    original = host_arrays(checkpoint_weights(model))
+    # All logits are 0 but x, that of the end of a turn and of one word, drawn from N(0, 2² · hidden): where it is
+    # large, each of the two is written half of the time.
+    equal = processor.tokenizer.convert_tokens_to_ids(["<seed:eos>", "yes"])
+    head = torch.zeros_like(model.get_output_embeddings().weight)
+    head[equal] = -2 * torch.randn(head.shape[1], generator=torch.Generator().manual_seed(0))
+    model.get_output_embeddings().weight.data = head
+    engine.load(host_arrays(checkpoint_weights(model)), version=1)
+    tasks = [a_talk(str(number), question="word " * number) for number in range(8)]
+    groups = engine.generate(*(engine.request(task.id, task, num_samples=2, max_tokens=40) for task in tasks))
+    engine.load(original, version=0)
+    assert_logprobs_are_the_models(engine, model, processor, groups)
+    ended = [each for group in groups for each in group if len(each.turns) == 3]
+    assert ended
+    for trajectory in ended:
+        at = np.flatnonzero(np.diff(trajectory.completion_mask)) + 1
+        pieces = np.split(trajectory.completion_token_ids, at)
+        assert pieces[0][-1] == pieces[2][-1] == equal[0]
+        assert pieces[1].tolist() == told(processor, "Are you sure?")[1:]
+        assert trajectory.finish_reason in ("stop", "length")
+
+
+def test_a_dialogue_ends_in_length_where_tokens_or_context_run_out(engine: EngineActor) -> None:
+    spent = engine.request("spent", a_talk(), num_samples=8, seed=1, max_tokens=6, stop=("e",))
+    (short,) = engine.generate(spent)
+    # A word is a token. Eight are left for the policy, and what it is told after its first turn alone takes as many.
+    left = MAX_MODEL_LEN - len(short[0].prompt_token_ids) - 8
+    long = a_talk("long", question="Is it?" + " image" * left)
+    (full,) = engine.generate(engine.request("cut", long, num_samples=4, max_tokens=400, stop=("e", "a", "o", " ")))
+    assert {len(trajectory.prompt_token_ids) for trajectory in full} == {MAX_MODEL_LEN - 8}
+    assert any(trajectory.text[-1:] in ("e", "a", "o", " ") for trajectory in full)
+    assert all(trajectory.length_tokens <= 6 for trajectory in short)
+    assert {t.finish_reason for t in short if len(t.turns) < 3} <= {"length"}
+    for trajectory in full:
+        assert trajectory.finish_reason == "length" and len(trajectory.turns) == 1
+
+
+def test_a_follow_up_that_is_refused_names_its_task_and_leaves_the_engine_as_it_was(engine: EngineActor) -> None:
+    fitting = engine.request("fitting", a_talk("fitting"), num_samples=2)
+    (before,) = engine.generate(fitting)
+    endless = a_task("endless", follow_ups=(Message(text="word " * 2 * MAX_MODEL_LEN),))
+    with pytest.raises(RolloutError, match=r"task 'endless' cannot be given to the engine: .*max_model_len"):
+        engine.generate(fitting, engine.request("refused", endless))
+    (after,) = engine.generate(fitting)
+    assert token_ids(after) == token_ids(before)

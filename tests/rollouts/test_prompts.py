@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from rl.errors import PolicyError, TaskError
-from rl.types import Task
+from rl.types import Message, Task
 from rollouts.images import encode
-from rollouts.prompts import chat_messages, default_system, question_text, render_prompt
+from rollouts.prompts import chat_messages, default_system, question_text, render_follow_up, render_prompt
 from rollouts.references import _READERS
 from tests.samples import a_task
 
@@ -87,6 +87,43 @@ def test_a_tokenizer_alone_is_given_plain_text() -> None:
     assert render_prompt(a_task(system="Look."), plain) == "Look.;Is it?;"
 
 
+TALK = a_task(
+    system="Look.", images=(IMAGE,), follow_ups=(Message(text="Sure?"), Message(text="This?", images=(IMAGE,)))
+)
+
+
+def test_a_follow_up_begins_where_the_policys_turn_ends_and_opens_its_next() -> None:
+    # No turn of this template has an end of its own.
+    assert render_follow_up(TALK, 0, FakeProcessor()) == "<|user|>Sure?<|assistant|>"
+    assert render_follow_up(TALK, 1, FakeProcessor()) == "<|user|>[IMG]This?<|assistant|>"
+
+
+def test_a_template_that_counts_sees_the_whole_conversation_and_what_it_drops_of_turns_does_no_harm() -> None:
+    numbered = FakeProcessor()
+    # Turns end in a mark, images are numbered, and of the policy's former turns nothing is kept.
+    numbered.chat_template = (
+        "{% set seen = namespace(images=0) %}{% for m in messages %}{{ m.role[0] }}:"
+        "{% for part in m.content %}{% if part.type == 'image' %}{% set seen.images = seen.images + 1 %}"
+        "#{{ seen.images }}{% elif m.role != 'assistant' or messages[-2] is sameas m %}{{ part.text }}{% endif %}"
+        "{% endfor %}.{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    assert render_follow_up(TALK, 0, numbered) == ".u:Sure?.a:"
+    assert render_follow_up(TALK, 1, numbered) == ".u:#2This?.a:"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_follow_up_that_would_read_as_an_image_or_a_turn_is_refused(number: int) -> None:
+    follow_ups = [Message(text="Sure?"), Message(text="This?")]
+    follow_ups[number] = Message(text="[IMG]")
+    with pytest.raises(TaskError, match=r"the text of task 'task' holds '\[IMG\]', a special token of the policy"):
+        render_follow_up(a_task(follow_ups=tuple(follow_ups)), number, FakeProcessor())
+
+
+def test_an_image_in_a_follow_up_needs_a_policy_with_an_image_processor() -> None:
+    with pytest.raises(TaskError, match="task 'task' has images, the policy no image processor"):
+        render_follow_up(a_task(follow_ups=(Message(text="This?", images=(IMAGE,)),)), 0, FakeTokenizer())
+
+
 def test_images_for_a_policy_without_an_image_processor_are_refused() -> None:
     with pytest.raises(TaskError, match="task 'task' has images, the policy no image processor"):
         render_prompt(a_task(images=(IMAGE,)), FakeTokenizer())
@@ -126,3 +163,18 @@ def test_real_processors_render_unexpanded_placeholders(policy: str, request: py
     assert prompt.index(default_system(task)) < prompt.index(processor.image_token) < prompt.index("Same?")
     with pytest.raises(TaskError, match="special token"):
         render_prompt(a_task(question=f"Is {processor.image_token} it?"), processor)
+    between = render_follow_up(TALK, 1, processor)
+    assert between.count(processor.image_token) == 1 and between.index(processor.image_token) < between.index("This?")
+    assert between.startswith(processor.tokenizer.eos_token)
+    # Nothing was written: the prompt, and the two follow-ups in which empty turns end.
+    whole = render_prompt(TALK, processor) + render_follow_up(TALK, 0, processor) + between
+    turns = [*chat_messages(TALK), *(turn for text in ("Sure?", "This?") for turn in _turns(text))]
+    turns[-1]["content"].insert(0, {"type": "image"})
+    assert whole == processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def _turns(text: str) -> list[dict[str, Any]]:
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in [("assistant", ""), ("user", text)]
+    ]
