@@ -7,7 +7,8 @@
 ``function`` is ``module:name``, or a name in the file ``path``. Each function is called as its framework calls it, with
 a batch of one: a score belongs to one trajectory alone, so that a function that breaks on one costs no other its score.
 What compares the completions of a group with each other cannot be told so. Like every foreign scorer it runs in
-processes of its own.
+processes of its own. Of several turns it gets what its framework gives: all that follows the prompt, with what the
+policy was told in between; ``turns: last`` gives it the last one alone, behind all that the user has said.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rewards.config import check_task_field, task_field
 from rewards.foreign_modules import Importing, import_module
 from rewards.parameters import suggestion
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
+from rewards.turns import transcript
 from rl.errors import ConfigError
 
 
@@ -48,6 +50,8 @@ class ForeignFunction(Scorer):
     kwargs: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     range: tuple[float, float] = (0.0, 1.0)
+
+    depends_on: ClassVar[tuple[str, ...]] = ("rewards.turns",)
 
     def __post_init__(self) -> None:
         low, high = self.range
@@ -132,8 +136,9 @@ class ForeignFunction(Scorer):
 class TrlFunction(ForeignFunction):
     """A reward function for TRL's GRPOTrainer: ``f(prompts, completions, completion_ids, **columns) -> list``.
 
-    None means "not for this task" and abstains. ``completions`` are lists of one message, as for a conversational data
-    set, or plain ``text``. ``log_metric`` and ``log_extra`` work; ``trainer_state`` has the ``global_step`` alone.
+    None means "not for this task" and abstains. ``completions`` are lists of messages, as for a conversational data
+    set: one, or several with the user's between them; or plain ``text``. ``log_metric`` and ``log_extra`` work;
+    ``trainer_state`` has the ``global_step`` alone.
     """
 
     completions: Literal["messages", "text"] = "messages"
@@ -147,7 +152,7 @@ class TrlFunction(ForeignFunction):
         as_text = self.completions == "text"
         return function(
             prompts=["\n\n".join(each["content"] for each in messages) if as_text else messages],
-            completions=[trajectory.text if as_text else [{"role": "assistant", "content": trajectory.text}]],
+            completions=[transcript(trajectory) if as_text else _messages(trajectory)],
             completion_ids=[trajectory.completion_token_ids.tolist()],
             trainer_state=SimpleNamespace(global_step=trajectory.policy_version),
             log_metric=notes.__setitem__,
@@ -175,7 +180,7 @@ class VerlFunction(ForeignFunction):
         columns = self._columns(trajectory)
         arguments = {
             "data_source": columns.get("data_source", trajectory.task.stratum),
-            "solution_str": trajectory.text,
+            "solution_str": transcript(trajectory),
             "ground_truth": self._truth(columns, "ground_truth", trajectory),
             "extra_info": columns.get("extra_info", columns),
         }
@@ -197,12 +202,13 @@ class EasyR1Function(ForeignFunction):
         truth = self._truth(columns, "ground_truth", trajectory)
         first = next(iter(inspect.signature(function).parameters), "")
         if first in ("predict", "predicts"):
-            arguments = (trajectory.text, truth) if first == "predict" else ([trajectory.text], [truth])
+            written = transcript(trajectory)
+            arguments = (written, truth) if first == "predict" else ([written], [truth])
             return function(*arguments, **self.kwargs)
         reward_input = {
             "prompt": trajectory.task.question,
             **columns,
-            "response": trajectory.text,
+            "response": transcript(trajectory),
             "response_length": trajectory.length_tokens,
             "ground_truth": truth,
         }
@@ -227,7 +233,7 @@ class OpenRlhfFunction(ForeignFunction):
         task = trajectory.task
         prompt = f"{task.system}\n\n{task.question}\n" if task.system else f"{task.question}\n"
         label = self._truth(self._columns(trajectory), "label", trajectory)
-        return function(queries=[prompt + trajectory.text], prompts=[prompt], labels=[label], **self.kwargs)
+        return function(queries=[prompt + transcript(trajectory)], prompts=[prompt], labels=[label], **self.kwargs)
 
     def _to_score(self, result: Any, notes: dict[str, Any]) -> Score:
         if not isinstance(result, Mapping):
@@ -235,6 +241,15 @@ class OpenRlhfFunction(ForeignFunction):
         rewards, others = _split(result, key="rewards")
         logged = {**others.pop("extra_logs", {}), **others}
         return self._scored(_only(rewards), {name: _single(each) for name, each in logged.items()} | notes)
+
+
+def _messages(trajectory: Trajectory) -> list[dict[str, str]]:
+    """The policy's turns and what it was told between them, as a conversational data set has them."""
+    first, *others = trajectory.turns
+    messages = [{"role": "assistant", "content": first}]
+    for told, turn in zip(trajectory.observations, others, strict=True):
+        messages += [{"role": "user", "content": told.message.text}, {"role": "assistant", "content": turn}]
+    return messages
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -70,9 +70,9 @@ class ReferenceResolver:
         return Resolution("reference.sources", f"stands in no text{f' {source!r:.80}' if source else ''}")
 
     def _box(self, fields: Mapping[str, Any]) -> Resolution:
-        task, image = self._trajectory.task, fields.get("image", 1) - 1
+        images, image = self._trajectory.images, fields.get("image", 1) - 1
         left, top, right, bottom = map(float, fields["box"])
-        if not task.images:
+        if not images:
             return Resolution("images", "the task has no image")
-        shares = shares_of_image((left, top, right, bottom), self._coordinates, image, task)
-        return Resolution(f"images.{image}", problem_with(shares, image, task))
+        shares = shares_of_image((left, top, right, bottom), self._coordinates, image, images)
+        return Resolution(f"images.{image}", problem_with(shares, image, images))

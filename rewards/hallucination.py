@@ -100,6 +100,7 @@ class HallucinationScorer(Scorer):
         "rewards.claims.regions",
         "rewards.claims.tools",
         "rewards.trace",
+        "rewards.turns",
     )
 
     def __post_init__(self) -> None:

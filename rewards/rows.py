@@ -12,10 +12,12 @@ import base64
 import binascii
 import functools
 import importlib.resources
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,8 +28,11 @@ from entities.reference import read_reference
 from rewards.parameters import suggestion
 from rl.errors import TaskError
 from rl.types import (
+    TURN_BREAK,
     EncodedImage,
     Measurement,
+    Message,
+    Observation,
     Outcome,
     SamplingParams,
     ScoredTrajectory,
@@ -125,20 +130,40 @@ def row_trajectory(row: Mapping[str, Any], *, image_folder: Path | None = None) 
     missing, damaged, too large, or named by path where there is no ``image_folder``.
     """
     length = row.get("length_tokens", 0)
+    observations = _observations(row, image_folder)
+    task = replace(_task(row, image_folder=image_folder), follow_ups=tuple(each.message for each in observations))
     return Trajectory(
         id=row["id"],
-        task=_task(row, image_folder=image_folder),
+        task=task,
         sample_index=0,
         prompt_token_ids=np.zeros(0, dtype=np.int32),
         completion_token_ids=np.zeros(length, dtype=np.int32),
         completion_mask=np.ones(length, dtype=bool),
         rollout_logprobs=np.zeros(length, dtype=np.float32),
-        text=_LONE_SURROGATE.sub("\ufffd", row["completion"]),
+        text=TURN_BREAK.join(_turns(row)),
         finish_reason=row.get("finish_reason", "stop"),
         policy_version=0,
         seed=0,
         sampling=SamplingParams(max_tokens=row["max_tokens"]) if "max_tokens" in row else SamplingParams(),
         tool_calls=tuple(ToolCall(**{"arguments": {}} | call) for call in row.get("tool_calls", ())),
+        observations=observations,
+    )
+
+
+def _turns(row: Mapping[str, Any]) -> list[str]:
+    turns = [row["completion"], *(each["completion"] for each in row.get("turns", ()))]
+    return [_LONE_SURROGATE.sub("\ufffd", turn) for turn in turns]
+
+
+def _observations(row: Mapping[str, Any], folder: Path | None) -> tuple[Observation, ...]:
+    """What the user said before each of the further ``turns``, where the turns before it end in the text."""
+    ends = itertools.accumulate(len(turn) + len(TURN_BREAK) for turn in _turns(row))
+    return tuple(
+        Observation(
+            message=Message(text=each["user"], images=tuple(_image(entry, folder) for entry in each.get("images", ()))),
+            place=end - len(TURN_BREAK),
+        )
+        for each, end in zip(row.get("turns", ()), ends, strict=False)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,7 +13,8 @@ from rewards.rubrics.file import Criterion, load_rubric, parse_criteria
 from rewards.rubrics.judged import Shown, agreement, judge_criteria
 from rewards.rubrics.rules import Hit, RuleReader
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
-from rewards.trace import MAX_TEXT_CHARS
+from rewards.trace import MAX_TEXT_CHARS, Span
+from rewards.turns import Part, parts_of
 from rl.errors import ConfigError
 from rl.types import Task, Verdict
 
@@ -34,6 +35,9 @@ class RubricScorer(Scorer):
     A criterion with a `check` is decided by that rule, any other by ``judge``, who sees what is ``shown`` of the task
     beside the completion. One that the judge does not decide makes the whole score fail. Of several votes the majority
     decides, or with ``voting: mean`` a criterion earns its points by the share of the votes; a gate goes by majority.
+
+    Of several turns the judge sees the whole conversation, since what it is asked may be about its course. What a rule
+    reads (reasoning, answer, sections, length) every turn has: it must be as it is wanted in each.
     """
 
     path: Path | None = None
@@ -67,6 +71,7 @@ class RubricScorer(Scorer):
         "rewards.rubrics.regex",
         "rewards.rubrics.rules",
         "rewards.trace",
+        "rewards.turns",
     )
 
     def __post_init__(self) -> None:
@@ -113,14 +118,18 @@ class RubricScorer(Scorer):
         return _score(criteria, await self._hits(criteria, trajectory), form=self.form, voting=self.voting)
 
     async def _hits(self, criteria: Sequence[Criterion], trajectory: Trajectory) -> list[Hit]:
-        reader = RuleReader(trajectory, tree=self.entity_tree)
+        parts = parts_of(trajectory, "each")
+        readers = [RuleReader(part.trajectory, tree=self.entity_tree) for part in parts]
         judged = [criterion for criterion in criteria if criterion.check is None]
         verdicts: Iterator[Hit] = iter(())
         if judged and self.judge:
-            made = await judge_criteria(judged, self.judge, trajectory=trajectory, reader=reader, shown=self.shown)
+            made = await judge_criteria(judged, self.judge, trajectory=trajectory, readers=readers, shown=self.shown)
             verdicts = iter(made)
         return [
-            reader.check(criterion.check) if criterion.check is not None else next(verdicts) for criterion in criteria
+            next(verdicts)
+            if criterion.check is None
+            else _over_turns(criterion, [reader.check(criterion.check) for reader in readers], parts)
+            for criterion in criteria
         ]
 
     def _dynamic(self, task: Task) -> tuple[Criterion, ...]:
@@ -174,6 +183,15 @@ def _score(criteria: Sequence[Criterion], hits: Sequence[Hit], *, form: Form, vo
             **({"judged": float(len(shares)), "agreement": agreement(shares)} if shares else {}),
         },
     )
+
+
+def _over_turns(criterion: Criterion, hits: Sequence[Hit], parts: Sequence[Part]) -> Hit:
+    """What a rule found in the first turn that is not as it is wanted; in the first of all where every one is."""
+    for number, (part, hit) in enumerate(zip(parts, hits, strict=True), start=1):
+        if len(parts) > 1 and not _is_fine(criterion, hit):
+            span = Span(hit.span.start + part.start, hit.span.end + part.start, hit.span.text)
+            return replace(hit, span=span, note=", ".join(filter(None, (f"turn {number}", hit.note))))
+    return hits[0]
 
 
 def _is_fine(criterion: Criterion, hit: Hit) -> bool:

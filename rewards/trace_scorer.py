@@ -41,6 +41,7 @@ class TraceScorer(Scorer):
         "rewards.claims.quotes",
         "rewards.claims.regions",
         "rewards.trace",
+        "rewards.turns",
     )
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class TraceScorer(Scorer):
 
     async def score(self, trajectory: Trajectory) -> Score:
         task = trajectory.task
-        if not (task.record or task.images or trajectory.tool_calls or case_reference(task).sources):
+        if not (task.record or trajectory.images or trajectory.tool_calls or case_reference(task).sources):
             raise Abstain("the task has nothing that a trace could refer to")
         if len(trajectory.text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(trajectory.text)} characters is not read")

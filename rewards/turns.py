@@ -127,4 +127,4 @@ def _metrics(scores: Sequence[Score], *, counted: Collection[str]) -> dict[str, 
 def _said(attempt: Attempt, number: int) -> str:
     if attempt.score is None:
         return f"turn {number} {attempt.outcome}: {attempt.reason}"
-    return f"turn {number} {attempt.score.value:.3g}: {attempt.score.reason}"
+    return f"turn {number} ({attempt.score.value:.3g}): {attempt.score.reason}"

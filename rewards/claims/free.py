@@ -17,6 +17,7 @@ from rewards.judge import Judge, JudgeFailure, Reply, together
 from rewards.judges.prompt import Question
 from rewards.scorer import Trajectory
 from rewards.trace import Span
+from rewards.turns import asked
 from rl.types import Verdict
 
 CLAIMS_PER_QUESTION = 20
@@ -67,7 +68,7 @@ async def free_claims(trajectory: Trajectory, judge: Judge, *, known: Sequence[C
     found = await judge.ask(
         Question(
             instructions=EXTRACT,
-            material={"question": trajectory.task.question, "text": text.text},
+            material={"question": asked(trajectory), "text": text.text},
             task="Which factual claims does the text in the data make?",
             schema=CLAIMS_SCHEMA,
         )
@@ -138,7 +139,7 @@ def _by_number(reply: Reply, count: int) -> dict[int, Mapping[str, Any]]:
 def _evidence(trajectory: Trajectory) -> dict[str, Any]:
     task = trajectory.task
     parts = {
-        "question": "\n".join(filter(None, (task.system, task.question))),
+        "question": "\n".join(filter(None, (task.system, asked(trajectory)))),
         "record": {
             name: " ".join(filter(None, (f"{each.value:g}", each.unit, each.reading)))
             for name, each in task.record.items()

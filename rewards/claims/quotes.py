@@ -10,6 +10,7 @@ from rewards.case_reference import case_reference
 from rewards.claims.claim import Claim, around, bounded, claim_text, sentences
 from rewards.scorer import Trajectory
 from rewards.trace import Span
+from rewards.turns import asked
 from rl.types import Verdict
 
 MAX_QUOTE_CHARS = 2_000
@@ -28,7 +29,7 @@ class QuoteClaims:
 
     A quote is supported by the source text or tool result in which its words stand in this order (case, punctuation and
     white space apart, parts divided by an ellipsis one after the other), and refuted where none has it, or where its
-    sentence names a source that does not. The words of the question are nobody's evidence.
+    sentence names a source that does not. The words of the user are nobody's evidence.
     """
 
     min_words: int = 4
@@ -53,7 +54,7 @@ class QuotableTexts:
         self._names = {f"reference.sources.{name}": tokens(name) for name in sources}
         self._texts = {f"reference.sources.{name}": tokens(text) for name, text in sources.items()}
         self._texts |= {f"tool_calls.{index}": tokens(call.result) for index, call in enumerate(trajectory.tool_calls)}
-        self._question = tokens(trajectory.task.question)
+        self._question = tokens(asked(trajectory))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts)

@@ -12,7 +12,7 @@ from rewards.case_reference import case_reference
 from rewards.claims.claim import Claim, around, bounded, claim_text, sentences
 from rewards.scorer import Trajectory
 from rewards.trace import Span
-from rl.types import Task
+from rl.types import EncodedImage
 
 _NUMBER = r"-?\d{1,6}(?:\.\d{1,9})?"
 _GAP = r"\s{0,3}[,;]\s{0,3}"
@@ -53,20 +53,19 @@ class RegionClaims:
         return {f"reference.regions.{number}": 1.0 for number in range(len(case_reference(task).regions))}
 
     def find(self, trajectory: Trajectory) -> list[Claim]:
-        task = trajectory.task
-        regions = case_reference(task).regions
+        regions, images = case_reference(trajectory.task).regions, trajectory.images
         boxes = bounded(cited_boxes(claim_text(trajectory.text).before_answer))
-        return [self._claim(cited, regions, task) for cited in boxes]
+        return [self._claim(cited, regions, images) for cited in boxes]
 
-    def _claim(self, cited: CitedBox, regions: Sequence[Region], task: Task) -> Claim:
-        shares = shares_of_image(cited.box, self.coordinates, cited.image, task)
-        if problem := problem_with(shares, cited.image, task):
+    def _claim(self, cited: CitedBox, regions: Sequence[Region], images: Sequence[EncodedImage]) -> Claim:
+        shares = shares_of_image(cited.box, self.coordinates, cited.image, images)
+        if problem := problem_with(shares, cited.image, images):
             where = f"image {cited.image}"
             return Claim(
                 kind="region", subject=repr(cited.box), span=cited.span, verdict="refuted", source=where, note=problem
             )
         overlaps = [
-            (iou(shares, shares_of_image(region.box, region.coordinates, region.image, task)), number)
+            (iou(shares, shares_of_image(region.box, region.coordinates, region.image, images)), number)
             for number, region in _of_label(cited, regions)
             if region.image == cited.image
         ]
@@ -97,28 +96,28 @@ def cited_boxes(text: Span) -> Iterator[CitedBox]:
             )
 
 
-def shares_of_image(box: Box, coordinates: Coordinates, image: int, task: Task) -> Box:
-    """The box in shares of its image's width and height; pixels stay pixels where the task has no such image."""
-    if coordinates == "normalized" or (coordinates == "pixel" and not 0 <= image < len(task.images)):
+def shares_of_image(box: Box, coordinates: Coordinates, image: int, images: Sequence[EncodedImage]) -> Box:
+    """The box in shares of its image's width and height; pixels stay pixels where there is no such image."""
+    if coordinates == "normalized" or (coordinates == "pixel" and not 0 <= image < len(images)):
         return box
     width = height = 1000.0
     if coordinates == "pixel":
-        width, height = float(task.images[image].width), float(task.images[image].height)
+        width, height = float(images[image].width), float(images[image].height)
     left, top, right, bottom = box
     return left / width, top / height, right / width, bottom / height
 
 
-def problem_with(shares: Box, image: int, task: Task) -> str:
+def problem_with(shares: Box, image: int, images: Sequence[EncodedImage]) -> str:
     """Why the box, in shares of the image, can show nothing; empty where it can."""
     left, top, right, bottom = shares
     if right <= left or bottom <= top:
         return "has no area: left < right and top < bottom"
-    if not task.images:
+    if not images:
         return ""
-    if not 0 <= image < len(task.images):
+    if not 0 <= image < len(images):
         return f"there is no image {image + 1}"
     if min(left, top) < -1e-6 or max(right, bottom) > 1 + 1e-6:
-        return f"leaves the image of {task.images[image].width}x{task.images[image].height} pixels"
+        return f"leaves the image of {images[image].width}x{images[image].height} pixels"
     return ""
 
 

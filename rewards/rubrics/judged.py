@@ -28,22 +28,34 @@ VERDICT_SCHEMA = {
     "required": ["explanation", "criteria_met"],
     "additionalProperties": False,
 }
+OF_TURNS = (
+    " The assistant wrote several turns: they come as a list, and between them what the user said (`user`). Judge what "
+    "the assistant wrote, over all of its turns."
+)
 MAX_EXPLANATION_CHARS = 300
 _PART = {"text": "completion", "reasoning": "reasoning", "answer": "answer"}
 
 
 async def judge_criteria(
-    criteria: Sequence[Criterion], judge: Judge, *, trajectory: Trajectory, reader: RuleReader, shown: Collection[Shown]
+    criteria: Sequence[Criterion],
+    judge: Judge,
+    *,
+    trajectory: Trajectory,
+    readers: Sequence[RuleReader],
+    shown: Collection[Shown],
 ) -> tuple[Hit, ...]:
-    """One hit for each criterion, by the majority of the judge's votes. Raises JudgeFailure if one is not decided."""
+    """One hit for each criterion, by the majority of the judge's votes. Raises JudgeFailure if one is not decided.
+
+    There is a reader for each turn.
+    """
     context = _context(trajectory, shown)
-    images = trajectory.task.images if "images" in shown else ()
+    images = trajectory.images if "images" in shown else ()
 
     async def decide(criterion: Criterion) -> Hit:
         part = _PART[criterion.place]
         question = Question(
-            instructions=INSTRUCTIONS,
-            material=context | {part: reader.scope(criterion.place).text},
+            instructions=INSTRUCTIONS + (OF_TURNS if trajectory.observations else ""),
+            material=context | {part: _written([reader.scope(criterion.place).text for reader in readers], trajectory)},
             task=f"Does the {part} in the data meet this criterion? {_quoted(criterion.criterion)}",
             schema=VERDICT_SCHEMA,
             images=images,
@@ -64,6 +76,17 @@ async def judge_criteria(
 def agreement(shares: Sequence[float]) -> float:
     """The mean share of the votes that went with their majority: 1 where every vote was unanimous."""
     return sum(max(share, 1 - share) for share in shares) / len(shares)
+
+
+def _written(turns: Sequence[str], trajectory: Trajectory) -> Any:
+    """The part of each turn that is judged, with what the policy was told in between; of one turn its text alone."""
+    if len(turns) == 1:
+        return turns[0]
+    conversation: list[dict[str, Any]] = [{"assistant": turns[0]}]
+    for told, turn in zip(trajectory.observations, turns[1:], strict=True):
+        shown = {"images": len(told.message.images)} if told.message.images else {}
+        conversation += [{"user": told.message.text} | shown, {"assistant": turn}]
+    return conversation
 
 
 def _context(trajectory: Trajectory, shown: Collection[Shown]) -> dict[str, Any]:

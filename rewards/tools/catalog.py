@@ -77,9 +77,8 @@ def _scorer(name: str) -> Entry:
         return Entry(name=name, summary=f"cannot be used: {error}")
     kinds = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]
-    return Entry(
-        name=name, summary=_summary(cls), details=tuple(_parameter(field, kinds[field.name]) for field in fields)
-    )
+    parameters = [_parameter(field, kinds[field.name]) for field in fields]
+    return Entry(name=name, summary=_summary(cls), details=(*parameters, f"turns = {cls.turns!r}"))
 
 
 def _parameter(field: dataclasses.Field[Any], kind: Any) -> str:

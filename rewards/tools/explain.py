@@ -9,7 +9,7 @@ from rewards.config import ConfiguredScorer, RewardsFile
 from rewards.rubric import RubricScorer
 from rewards.tools.scoring import reward_service
 from rewards.tools.terminal import SYMBOLS, VERDICT_COLORS, Color, Paint, printable, shortened, wrapped
-from rl.types import Evidence, Outcome, ScoredTrajectory, ScoreRecord, Trajectory, Unscored, Verdict
+from rl.types import Evidence, Message, Outcome, ScoredTrajectory, ScoreRecord, Trajectory, Unscored, Verdict
 
 MAX_EVIDENCE = 60
 MAX_COMPLETION_CHARS = 4000
@@ -48,11 +48,25 @@ def _heading(scored: ScoredTrajectory | Unscored, paint: Paint) -> Iterator[str]
 
 def _completion(trajectory: Trajectory, paint: Paint) -> Iterator[str]:
     yield ""
-    yield paint(f"completion  {len(trajectory.text):,} characters, finished by {trajectory.finish_reason}", "bold")
-    for line in wrapped(trajectory.text[:MAX_COMPLETION_CHARS], indent="  | ", hanging="  | "):
+    first, *others = trajectory.turns
+    size = f"{len(trajectory.text):,} characters{f' in {1 + len(others)} turns' if others else ''}"
+    yield paint(f"completion  {size}, finished by {trajectory.finish_reason}", "bold")
+    yield from _turn(first, paint)
+    for told, turn in zip(trajectory.observations, others, strict=True):
+        yield from wrapped(shortened(_told(told.message), 300), indent="  user  ")
+        yield from _turn(turn, paint)
+
+
+def _turn(text: str, paint: Paint) -> Iterator[str]:
+    for line in wrapped(text[:MAX_COMPLETION_CHARS], indent="  | ", hanging="  | "):
         yield paint(line, "dim")
-    if len(trajectory.text) > MAX_COMPLETION_CHARS:
-        yield f"  … {len(trajectory.text) - MAX_COMPLETION_CHARS:,} more characters"
+    if len(text) > MAX_COMPLETION_CHARS:
+        yield f"  … {len(text) - MAX_COMPLETION_CHARS:,} more characters"
+
+
+def _told(message: Message) -> str:
+    count = len(message.images)
+    return f"{message.text} [{count} image{'s' * (count > 1)}]".strip() if count else message.text
 
 
 def _scorer(configured: ConfiguredScorer, record: ScoreRecord, *, text: str, paint: Paint) -> Iterator[str]:

@@ -12,6 +12,7 @@ from rewards.config import RewardsFile
 from rewards.tools.corruptions import CORRUPTIONS, Corruption
 from rewards.tools.scoring import score_stream
 from rewards.tools.terminal import Paint, shortened, wrapped
+from rewards.turns import parts_of
 from rl.types import ScoredTrajectory, Trajectory, Unscored
 
 MIN_DROP = 1e-9
@@ -72,7 +73,7 @@ def mutation_test(
     *,
     corruptions: Sequence[Corruption] = tuple(CORRUPTIONS.values()),
 ) -> MutationReport:
-    """Score every trace as it is and in each of its corruptions."""
+    """Score every trace as it is and in each of its corruptions, of several turns those of the last one."""
     report = MutationReport({each.name: Finding(each) for each in corruptions})
     asked: deque[Corruption | None] = deque()
     original: ScoredTrajectory | Unscored | None = None
@@ -81,12 +82,14 @@ def mutation_test(
         for trajectory in trajectories:
             asked.append(None)
             yield trajectory
+            (last,) = parts_of(trajectory, "last")
             for corruption in corruptions:
-                text = corruption.apply(trajectory)
-                if text is None:
+                spoilt = corruption.apply(last.trajectory)
+                if spoilt is None:
                     report.findings[corruption.name].not_applicable += 1
                     continue
                 asked.append(corruption)
+                text = trajectory.text[: last.start] + spoilt
                 yield _with_text(trajectory, text, name=corruption.name)
 
     def receive(scored: ScoredTrajectory | Unscored) -> None:

@@ -60,7 +60,7 @@ def _reference_boxes(task: Task) -> Iterator[DrawnBox]:
     except InvalidInput:  # what it is scored by has said so
         return
     for region in regions:
-        shares = shares_of_image(region.box, region.coordinates, region.image, task)
+        shares = shares_of_image(region.box, region.coordinates, region.image, task.images)
         yield DrawnBox(image=region.image, box=shares, tone=_REFERENCE, label=region.label or "reference")
 
 
@@ -85,7 +85,7 @@ def _cited_boxes(item: ScoredTrajectory | Unscored, coordinates: Coordinates) ->
     for cited in cited_boxes(claim_text(trajectory.text).before_answer):
         about = [each.verdict for each in said if each.start < cited.span.end and cited.span.start < each.end]
         tone = min(about, key=list(SYMBOLS).index, default=_CITED)  # the gravest, as the trace colours it
-        shares = shares_of_image(cited.box, coordinates, cited.image, trajectory.task)
+        shares = shares_of_image(cited.box, coordinates, cited.image, trajectory.images)
         yield DrawnBox(image=cited.image, box=shares, tone=tone, label=f"cited {cited.span.text}")
 
 

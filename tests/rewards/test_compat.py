@@ -13,6 +13,7 @@ from rewards.scorer import Score
 from rewards.service import RewardService, attempt
 from rl.errors import ConfigError
 from rl.types import ScoredTrajectory
+from tests.rewards.conftest import a_conversation
 
 FUNCTIONS = """
 import asyncio, math
@@ -40,7 +41,21 @@ def logging(completions, log_metric, log_extra, **kwargs):
 def answers(completions, results, **kwargs):
     return eval(results[0], {"nan": math.nan, "inf": math.inf})
 
+def conversation(completions, completion_ids, **kwargs):
+    assert [each["role"] for each in completions[0]] == ["assistant", "user", "assistant"]
+    assert len(completion_ids[0]) == 9  # 4 written, 3 told, 2 written
+    return [float([each["content"] for each in completions[0]] == ["no", "Sure?", "yes"])]
+
+def decoded(completions, **kwargs):
+    return [float(completions[0] == "no\\n\\nSure?\\n\\nyes")]
+
+def last_turn(prompts, completions, **kwargs):
+    return [float((prompts[0][-1]["content"], completions[0][0]["content"]) == ("?\\n\\nSure?", "yes"))]
+
 # verl
+
+def spoken(data_source, solution_str, ground_truth, extra_info):
+    return float(solution_str == "no\\n\\nSure?\\n\\nyes")
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, bonus=0.0):
     score = float(solution_str == ground_truth) + bonus
@@ -126,6 +141,27 @@ async def test_a_function_is_called_as_its_framework_calls_it(
     assert attempted.score.value == pytest.approx(value)
     assert attempted.score.reason.startswith(reason)
     assert attempted.score.metrics == metrics
+
+
+@pytest.mark.parametrize(
+    ("use", "function", "spec"),
+    [
+        ("trl", "conversation", {}),
+        ("trl", "decoded", {"completions": "text"}),
+        ("trl", "last_turn", {"turns": "last"}),
+        ("verl", "spoken", {}),
+        ("verl", "compute_score", {"turns": "last"}),
+        ("easyr1", "older", {"turns": "last"}),
+        ("openrlhf", "reward_func", {"turns": "last"}),
+    ],
+)
+async def test_a_function_gets_several_turns_as_its_framework_gives_them(
+    trajectory: Any, folder: Path, use: str, function: str, spec: Any
+) -> None:
+    made = a_conversation(trajectory("no", extra={"modality": "CT"}), ("Sure?", "yes"))
+    with RewardService([built(folder, use, function, **spec)]) as service:
+        (record,) = (await service.score(made)).scores.values()
+    assert record.score is not None and record.score.value == 1.0, record.reason
 
 
 async def test_a_function_of_a_module_is_found_by_its_import_path(trajectory: Any, folder: Path) -> None:

@@ -8,11 +8,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rewards import decision_trace
+from rewards.config import load_rewards
 from rewards.decision_trace import parse_decision_trace
 from rewards.scorer import Abstain, Score
+from rewards.service import RewardService
 from rewards.trace_scorer import TraceScorer
 from rl.errors import ConfigError
-from rl.types import EncodedImage, Measurement, ToolCall
+from rl.types import EncodedImage, Measurement, Message, ToolCall
+from tests.rewards.conftest import a_conversation
 
 LINES = """<think>
 Findings:
@@ -166,3 +169,16 @@ async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, t
     began = time.thread_time()
     assert (await scored(trajectory, f"<think>{text}</think>")).value == 0.0
     assert time.thread_time() - began < 1.0
+
+
+async def test_a_reference_may_lead_to_the_image_of_a_follow_up(trajectory: Any) -> None:
+    """No image, no record: nothing to refer to in the first turn; one of at least three references in the second."""
+    film = EncodedImage(content=b"", width=10, height=10)
+    text = "<think>Findings:\n- An opacity. [image 1: 0, 0, 5, 5]\nConclusion: yes</think>"
+    made = a_conversation(trajectory("<think>What film?</think>"), (Message(text="Here.", images=(film,)), text))
+    with RewardService(load_rewards({"scorers": {"trace": {"use": "trace"}}})) as service:
+        score = (await service.score(made)).scores["trace"].score
+    assert score is not None
+    assert score.value == pytest.approx(1 / 3)
+    assert score.reason.startswith("turn 1 abstained: the task has nothing that a trace could refer to; turn 2 (0.333)")
+    assert [(each.source, each.verdict) for each in score.evidence] == [("images.0", "supported")]

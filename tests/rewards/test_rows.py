@@ -79,6 +79,19 @@ def test_a_trajectory_has_all_that_its_row_says() -> None:
     assert trajectory.tool_calls == (ToolCall(name="zoom", arguments={"box": [0, 0, 1, 1]}, result="", ok=False),)
 
 
+def test_further_turns_of_a_row_are_told_and_written(tmp_path: Path) -> None:
+    (tmp_path / "slide.png").write_bytes(png(30, 20))
+    told = [
+        {"user": "Sure?", "completion": "<answer>A\ud800</answer>"},
+        {"user": "", "images": ["slide.png"], "completion": ""},
+    ]
+    trajectory = row_trajectory(parse_row(json.dumps(ROW | {"turns": told})), image_folder=tmp_path)
+    assert trajectory.turns == (ROW["completion"], "<answer>A\ufffd</answer>", "")
+    assert [each.message.text for each in trajectory.observations] == ["Sure?", ""]
+    assert [(image.width, image.height) for image in trajectory.images] == [(30, 20)]
+    assert trajectory.task.follow_ups == tuple(each.message for each in trajectory.observations)
+
+
 def test_the_token_count_of_a_row_is_the_length_that_is_shaped() -> None:
     trajectory = row_trajectory(ROW | {"length_tokens": 300, "max_tokens": 512})
     assert (trajectory.length_tokens, trajectory.sampling.max_tokens) == (300, 512)
@@ -114,6 +127,8 @@ def test_an_image_that_cannot_be_had_is_named(entry: Any, said: str) -> None:
         (json.dumps(ROW | {"answer": {"value": "B"}}), "answer: 'type' is a required property"),
         (json.dumps(ROW | {"id": 7}), "id: 7 is not of type 'string'"),
         (json.dumps(ROW | {"record": {"lactate": "high"}}), "record.lactate: 'high' is not of type"),
+        (json.dumps(ROW | {"turns": [{"user": "Sure?"}]}), r"turns\[0\]: 'completion' is a required property"),
+        (json.dumps(ROW | {"turns": [{"user": "", "completion": "", "x": 1}]}), r"turns\[0\]: unknown key 'x'"),
         (json.dumps(ROW | {"length_tokens": 3}), "'max_tokens' is a dependency of 'length_tokens'"),
         (json.dumps(ROW)[:-1] + ', "id": "2"}', "the key 'id' stands there twice"),
         (json.dumps(ROW)[:-1] + ', "record": {"x": NaN}}', "NaN is not JSON"),

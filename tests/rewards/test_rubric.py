@@ -16,6 +16,7 @@ from rewards.trace import SECTION_NAMES
 from rl.errors import ConfigError
 from rl.types import Measurement, Score
 from rollouts.cytology import Conclusion, load_cytology, reference_trace
+from tests.rewards.conftest import a_conversation
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "rewards"
 RECORD = {"radius": Measurement(value=17.99, unit="um", reading="high"), "texture": Measurement(value=10.38)}
@@ -483,3 +484,41 @@ async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, r
     start = time.thread_time()
     assert not await holds(trajectory, rule, text)
     assert time.thread_time() - start < 1.0
+
+
+class TestTurns:
+    """Of two turns, the first gives a reason and the second flatters."""
+
+    WRITTEN = ("<think>x because y</think><answer>yes</answer>", "<think>great</think><answer>no</answer>")
+
+    async def score(self, trajectory: Any, points: int, check: dict[str, Any], *, critical: bool = False) -> Score:
+        rubric = ({"criterion": "c", "points": points, "check": check, "critical": critical},)
+        first, second = self.WRITTEN
+        return await RubricScorer().score(a_conversation(trajectory(first, rubric=rubric), ("Are you sure?", second)))
+
+    @pytest.mark.parametrize(
+        ("check", "value"),
+        [
+            ({"answer_blocks": {"min": 1, "max": 1}}, 1.0),  # two in the whole text, one in each turn
+            ({"equals": ["yes", "no"], "in": "answer"}, 1.0),
+            ({"contains": ["because", "great"], "in": "reasoning"}, 1.0),
+            ({"contains": "because"}, 0.0),  # wanted, and not in the second turn
+            ({"contains": "great"}, 0.0),
+            ({"length": {"unit": "tokens", "max": 3}}, 0.0),  # the first has four, the second two
+        ],
+    )
+    async def test_what_a_rule_wants_is_wanted_of_every_turn(
+        self, trajectory: Any, check: dict[str, Any], value: float
+    ) -> None:
+        assert (await self.score(trajectory, 1, check)).value == value
+
+    @pytest.mark.parametrize(("word", "is_open"), [("because", False), ("great", False), ("terrible", True)])
+    async def test_one_turn_closes_a_gate_and_evidence_says_which(
+        self, trajectory: Any, word: str, is_open: bool
+    ) -> None:
+        scored = await self.score(trajectory, -1, {"contains": word}, critical=True)
+        assert scored.gate_open is is_open
+        (evidence,) = scored.evidence
+        if not is_open:
+            assert "\n\n".join(self.WRITTEN)[evidence.start : evidence.end] == word
+            assert evidence.note == f"-1, met, turn {1 + (word == 'great')}"

@@ -33,6 +33,7 @@ def test_a_scorer_is_listed_with_its_parameters_and_their_defaults() -> None:
     hallucination = next(entry for entry in CHAPTERS["scorers"].entries if entry.name == "hallucination")
     assert "form: Literal['share', 'recall', 'f1', 'crimson', 'saliency'] = 'share'" in hallucination.details
     assert "max_refuted: int | None = None" in hallucination.details
+    assert "turns = 'each'" in hallucination.details
 
 
 def test_a_rule_is_listed_with_what_it_takes() -> None:

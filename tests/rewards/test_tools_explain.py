@@ -9,8 +9,8 @@ from rewards.config import RewardsFile, load_rewards_file
 from rewards.tools.explain import explain
 from rewards.tools.scoring import score_stream
 from rewards.tools.terminal import Paint
-from rl.types import Measurement, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
-from tests.rewards.conftest import MakeTrajectory
+from rl.types import EncodedImage, Measurement, Message, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
+from tests.rewards.conftest import MakeTrajectory, a_conversation
 
 REWARDS = """
 scorers:
@@ -104,3 +104,16 @@ def test_a_logged_reward_that_other_weights_made_is_told_apart(
     records: dict[str, ScoreRecord] = dict(now.scores)
     logged = ScoredTrajectory(trajectory=now.trajectory, reward=0.25, scores=records)
     assert "The log says 0.2500" in "\n".join(explain(logged, rewards, paint=Paint()))
+
+
+def test_what_the_policy_was_told_stands_between_its_turns(trajectory: MakeTrajectory, rewards: RewardsFile) -> None:
+    film = EncodedImage(content=b"x", width=1, height=1)
+    message = Message(text="Are you\x1b[2J sure?", images=(film,))
+    said = explained(a_conversation(trajectory("<answer>no</answer>", record=RECORD), (message, TEXT)), rewards)
+    assert f"completion  {19 + 2 + len(TEXT)} characters in 2 turns, finished by stop" in said
+    first, told, second = (
+        said.index(each) for each in ("| <answer>no", r"user  Are you\x1b[2J sure? [1 image]", "| <think>")
+    )
+    assert first < told < second
+    start = 19 + 2 + TEXT.index("radius")
+    assert f"at {start}–{start + 17} · record.radius" in said

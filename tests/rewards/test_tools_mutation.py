@@ -10,7 +10,7 @@ from rewards.tools.corruptions import CORRUPTIONS
 from rewards.tools.mutation import MutationReport, mutation_test, report_lines
 from rewards.tools.terminal import Paint
 from rl.types import Trajectory
-from tests.rewards.conftest import MakeTrajectory
+from tests.rewards.conftest import MakeTrajectory, a_conversation
 
 ANSWER = "answer: {use: answer}"
 GATE = "safety: {use: rubric, path: safety.yaml, gate: true}"
@@ -104,3 +104,10 @@ def test_the_report_fits_on_80_columns_and_shows_examples(
     assert "not applicable" in said
     assert "task-0/0: reward 1.0000, spoilt 1.0000" in said
     assert "    + <think>What a brilliant question" in said
+
+
+def test_of_several_turns_the_last_is_spoilt(trajectory: MakeTrajectory, tmp_path: Path) -> None:
+    made = a_conversation(trajectory("<think>no effusion</think><answer>no</answer>"), ("Are you sure?", GOOD))
+    report = spoil([made], rewards(tmp_path, ANSWER), "wrong_answer", "flipped_negation")
+    assert report.findings["wrong_answer"].caught == 1
+    assert report.findings["flipped_negation"].not_applicable == 1  # it is the first turn that denies something

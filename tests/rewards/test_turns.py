@@ -57,7 +57,7 @@ async def test_each_turn_is_scored_by_itself_and_one_score_is_made_of_them(traje
     assert score is not None
     assert score.value == pytest.approx((0.5 + 1 + 0.75) / 3)
     assert score.gate_open
-    assert score.reason == "turn 1 0.5: read; turn 2 1: read; turn 3 0.75: read"
+    assert score.reason == "turn 1 (0.5): read; turn 2 (1): read; turn 3 (0.75): read"
     spots = [made.text[each.start : each.end] for each in score.evidence if each.start >= 0]
     assert spots == ["0.5 a", "1 b", "0.75 c"]
     assert [(each.start, each.end) for each in score.evidence if each.claim == "all of it"] == [(-1, -1)] * 3
@@ -109,7 +109,7 @@ async def test_a_failure_in_one_turn_is_a_failure_and_an_abstention_in_all_an_ab
     assert record.reason.startswith(reason)
     if record.score:
         assert record.score.value == 0.75  # of the two that were scored
-        assert record.score.reason == "turn 1 0.5: read; turn 2 abstained: not mine; turn 3 1: read"
+        assert record.score.reason == "turn 1 (0.5): read; turn 2 abstained: not mine; turn 3 (1): read"
 
 
 async def test_the_turns_that_failed_are_asked_for_again_and_no_other(trajectory: MakeTrajectory) -> None:
@@ -207,7 +207,7 @@ async def test_a_scorer_in_a_process_of_its_own_reads_turns_too(trajectory: Make
     reasons = {name: record.score.reason for name, record in scored.scores.items() if record.score}
     assert reasons == {
         "last": r"'Q?\n\nSure?' 'two'",
-        "each": r"turn 1 1: 'Q?' 'one'; turn 2 1: 'Q?\n\nSure?' 'two'",
+        "each": r"turn 1 (1): 'Q?' 'one'; turn 2 (1): 'Q?\n\nSure?' 'two'",
         "all": r"'Q?' 'one\n\ntwo'",
     }
     assert isinstance(died, Unscored)

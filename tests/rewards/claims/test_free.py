@@ -11,6 +11,7 @@ from rewards.claims.free import VERIFY
 from rewards.hallucination import HallucinationScorer
 from rewards.judge import Endpoint, Judge, JudgeFailure
 from rl.types import Measurement, Score
+from tests.rewards.conftest import a_conversation
 from tests.rewards.fake_judge import Answer, FakeServer, serve, user_text
 
 REFERENCE = {"sources": {"note": "The patient has a fever. The patient denies chest pain."}}
@@ -158,3 +159,12 @@ async def test_nothing_said_is_nothing_asked(trajectory: Any) -> None:
     with serve(reading) as server:
         assert (await score(server, trajectory, "<answer>flu</answer>")).value == 0.0
         assert not server.requests
+
+
+async def test_what_the_user_said_later_is_evidence_too(trajectory: Any) -> None:
+    made = a_conversation(trajectory(TRACE, reference=REFERENCE), ("His wife says that he smokes.", TRACE))
+    with serve(reading) as server:
+        await HallucinationScorer(judge=a_judge(server), claims=("quotes",)).score(made)
+    extraction, verification = map(data_of, server.requests)
+    said = "?\n\nHis wife says that he smokes."
+    assert (extraction["question"], verification["evidence"]["question"]) == (said, said)

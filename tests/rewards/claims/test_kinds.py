@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rewards.config import load_rewards
 from rewards.hallucination import HallucinationScorer
 from rewards.scorer import Abstain, InvalidInput, Score
+from rewards.service import RewardService
 from rl.errors import ConfigError
-from rl.types import EncodedImage, Measurement, ToolCall
+from rl.types import EncodedImage, Measurement, Message, ToolCall
+from tests.rewards.conftest import a_conversation
 
 CHEST = Path(__file__).parents[3] / "configs" / "entities" / "chest_findings.csv"
 FINDINGS = [
@@ -347,3 +351,31 @@ async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, text: s
     began = time.thread_time()
     await judged(trajectory, text, task=task, tool_calls=TestTools.CALLS, entities=CHEST)
     assert time.thread_time() - began < 2.0
+
+
+class TestTurns:
+    """A second image of 100 x 100 pixels is shown after the first turn."""
+
+    async def scored(self, trajectory: Any, first: str, second: str, **task: Any) -> Score:
+        told = Message(text="The nurse wrote it down as a shadow.", images=(replace(IMAGE, width=100),))
+        made = a_conversation(trajectory(f"<think>{first}</think>", images=(IMAGE,), **task), (told, second))
+        with RewardService(load_rewards({"scorers": {"x": {"use": "hallucination"}}})) as service:
+            score = (await service.score(made)).scores["x"].score
+        assert score is not None
+        return score
+
+    async def test_a_box_is_held_against_the_images_that_were_shown_by_then(self, trajectory: Any) -> None:
+        regions = [{"box": [0, 0, 50, 50], "image": 1}]
+        box = "Image 2 has it at [0, 0, 50, 40]."  # 2000 of 2500 pixels
+        score = await self.scored(trajectory, box, box, reference={"regions": regions})
+        assert [(each.verdict, each.note) for each in score.evidence] == [
+            ("refuted", "there is no image 2"),
+            ("supported", "overlaps by 0.80"),
+        ]
+        assert (score.metrics["claims"], score.metrics["refuted"], score.metrics["recall"]) == (2, 1, 0.5)
+
+    async def test_the_words_of_a_follow_up_are_no_invented_quote(self, trajectory: Any) -> None:
+        quote = 'It is called "it down as a shadow" here.'
+        sources = {"sources": {"report": REPORT}}
+        score = await self.scored(trajectory, quote, quote, reference=sources)
+        assert [each.verdict for each in score.evidence] == ["refuted"]  # in the first turn nobody had said so yet
