@@ -13,8 +13,8 @@ from rl.report.markup import Markup, element, join
 from rl.report.pictures import Pictures
 from rl.report.regions import DrawnBox, both_boxes, drawn_boxes
 from rl.report.trace import verdict_badge
-from rl.report.trajectory import case_panel, group_strip, hallucinated, outcome_chip, reward_of, trace_panel
-from rl.types import Group, ScoredTrajectory, Task, Unscored
+from rl.report.trajectory import Draw, case_panel, group_strip, hallucinated, outcome_chip, reward_of, trace_panel
+from rl.types import EncodedImage, Group, ScoredTrajectory, Unscored
 from rollouts.log import LoggedStep
 
 _PAIRS_SHOWN = 16
@@ -232,13 +232,14 @@ def _pair_card(before: Shown, after: Shown, *, roles: Mapping[str, str], picture
         element(
             "div",
             element("h4", f"{name} ", element("small", f"step {one.step}")),
-            trace_panel(one.item, roles),
+            trace_panel(one.item, roles, draw=_drawn(pictures, one, _boxes(one, pictures))),
             class_="side",
         )
         for name, one in (("Before", before), ("After", after))
     ]
     boxes = both_boxes(before.item, after.item, coordinates=pictures.coordinates)
-    body = element("div", _case_panel(after.group.task, pictures, boxes), *sides, class_="card-body pair")
+    case = case_panel(after.group.task, _drawn(pictures, after, boxes))
+    body = element("div", case, *sides, class_="card-body pair")
     return element("details", heading, body, class_=f"card {change}", open="" if opened else None)
 
 
@@ -252,9 +253,9 @@ def _single_card(shown: Shown, *, roles: Mapping[str, str], pictures: Pictures, 
         element("span", *_standing(shown), class_="figures standing"),
         *(verdict_badge(verdict, count=count) for verdict, count in hallucinated(shown.item).items()),
     )
-    boxes = drawn_boxes(shown.item, coordinates=pictures.coordinates)
-    case = _case_panel(shown.group.task, pictures, boxes)
-    body = element("div", case, trace_panel(shown.item, roles), class_="card-body")
+    draw = _drawn(pictures, shown, _boxes(shown, pictures))
+    panels = case_panel(shown.group.task, draw), trace_panel(shown.item, roles, draw=draw)
+    body = element("div", *panels, class_="card-body")
     classes = " ".join(("card", *sorted(shown.kinds)))
     return element("details", heading, body, class_=classes, open="" if opened else None)
 
@@ -275,9 +276,15 @@ def _place(shown: Shown) -> int | None:
     return next((place for place, item in enumerate(shown.group.scored) if item is shown.item), None)
 
 
-def _case_panel(task: Task, pictures: Pictures, boxes: Sequence[DrawnBox]) -> Markup:
-    images = [
-        pictures.element(image, f"image {index + 1} of case {task.id}", [box for box in boxes if box.image == index])
-        for index, image in enumerate(task.images)
-    ]
-    return case_panel(task, images)
+def _boxes(shown: Shown, pictures: Pictures) -> list[DrawnBox]:
+    return drawn_boxes(shown.item, coordinates=pictures.coordinates)
+
+
+def _drawn(pictures: Pictures, shown: Shown, boxes: Sequence[DrawnBox]) -> Draw:
+    """Draws an image of the case with those of ``boxes`` that are in it."""
+
+    def draw(number: int, image: EncodedImage) -> Markup:
+        alt = f"image {number + 1} of case {shown.group.task.id}"
+        return pictures.element(image, alt, [box for box in boxes if box.image == number])
+
+    return draw

@@ -79,7 +79,7 @@ def _answer_boxes(item: ScoredTrajectory | Unscored) -> Iterator[DrawnBox]:
 
 def _cited_boxes(item: ScoredTrajectory | Unscored, coordinates: Coordinates) -> Iterator[DrawnBox]:
     trajectory = item.trajectory
-    if not trajectory.task.images:
+    if not trajectory.images:
         return
     said = [one.evidence for one in all_evidence(item)]
     for cited in cited_boxes(claim_text(trajectory.text).before_answer):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from rl.report.markup import Markup, element, join
-from rl.types import Evidence, Verdict
+from rl.types import Evidence, Trajectory, Verdict
 
 MOST_CHARACTERS = 12_000
 _MOST_CLAIMS = 300
@@ -28,26 +28,33 @@ class ScorerEvidence:
     evidence: Evidence
 
 
-def marked_trace(text: str, verdicts: Sequence[ScorerEvidence]) -> Markup:
-    """The text with the spans that evidence is about marked; hovering or focusing one shows source and note.
+def marked_trace(trajectory: Trajectory, verdicts: Sequence[ScorerEvidence], *, told: Sequence[Markup]) -> Markup:
+    """Each turn with the spans that evidence is about marked; hovering or focusing one shows source and note.
 
-    Offsets beyond the text are cut to it. At most `MOST_CHARACTERS` are shown, and it is said how many are not.
+    ``told`` are the elements of the observations, which stand between the turns. Offsets beyond the text are cut to it.
+    At most `MOST_CHARACTERS` are shown, and it is said how many are not.
     """
-    shown = text[:MOST_CHARACTERS]
-    spans = [one for one in verdicts if 0 <= one.evidence.start < min(one.evidence.end, len(shown))][:_MOST_CLAIMS]
-    answer = next(iter([*_ANSWER.finditer(shown)][::-1]), None)
-    cuts = {0, len(shown), *(answer.span() if answer else ())}
-    cuts |= {cut for one in spans for cut in (one.evidence.start, min(one.evidence.end, len(shown)))}
-    pieces: list[Markup] = []
-    for start, end in pairwise(sorted(cuts)):
-        over = [one for one in spans if one.evidence.start <= start and one.evidence.end >= end]
-        piece = _plain(shown[start:end])
-        if answer and answer.start() <= start and end <= answer.end():
+    text = trajectory.text[:MOST_CHARACTERS]
+    spans = [one for one in verdicts if 0 <= one.evidence.start < min(one.evidence.end, len(text))][:_MOST_CLAIMS]
+    places = [(start, min(end, len(text))) for start, end in trajectory.turn_spans if start <= len(text)]
+    turns = [[*_marked(text, start, end, spans)] for start, end in places]
+    if left := len(trajectory.text) - len(text):
+        turns[-1].append(element("i", f" … {left:,} more characters in the trajectory log", class_="cut"))
+    traces = [element("div", *pieces, class_="trace") for pieces in turns]
+    return join(traces[0], *chain.from_iterable(zip(told, traces[1:], strict=False)))
+
+
+def _marked(text: str, start: int, end: int, spans: Sequence[ScorerEvidence]) -> Iterator[Markup]:
+    """The turn from ``start`` to ``end``, its answer set off."""
+    answer = next(iter([*_ANSWER.finditer(text, start, end)][::-1]), None)
+    cuts = {start, end, *(answer.span() if answer else ())}
+    cuts |= {min(max(cut, start), end) for one in spans for cut in (one.evidence.start, one.evidence.end)}
+    for first, last in pairwise(sorted(cuts)):
+        over = [one for one in spans if one.evidence.start <= first and one.evidence.end >= last]
+        piece = _plain(text[first:last])
+        if answer and answer.start() <= first and last <= answer.end():
             piece = element("b", piece, class_="answer")
-        pieces.append(_claim(piece, over) if over else piece)
-    if left := len(text) - len(shown):
-        pieces.append(element("i", f" … {left:,} more characters in the trajectory log", class_="cut"))
-    return element("div", *pieces, class_="trace")
+        yield _claim(piece, over) if over else piece
 
 
 def _plain(text: str) -> Markup:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 from rl.report.charts import format_value
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
 from rl.report.trace import ScorerEvidence, evidence_list, marked_trace
-from rl.types import ScoredTrajectory, ScoreRecord, Task, Unscored, Verdict
+from rl.types import EncodedImage, Message, ScoredTrajectory, ScoreRecord, Task, Trajectory, Unscored, Verdict
+
+Draw = Callable[[int, EncodedImage], Markup]
+"""Makes an element of an image, given its number among all that the policy was shown."""
 
 _CUT: Mapping[str, str] = {"length": "cut by the token limit", "abort": "aborted"}
 
 
-def case_panel(task: Task, images: Sequence[Markup]) -> Markup:
-    """The images, the question, the reference answer and the record of a case."""
+def case_panel(task: Task, draw: Draw) -> Markup:
+    """The images, the question, the reference answer, the follow-ups and the record of a case."""
     answer = task.answer.get("value", task.answer)
     written = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
     rows = [
@@ -32,16 +36,31 @@ def case_panel(task: Task, images: Sequence[Markup]) -> Markup:
     )
     return element(
         "div",
-        *images,
+        *(draw(number, image) for number, image in enumerate(task.images)),
         element("p", task.question, class_="question"),
         element("p", element("span", "Reference ", class_="dim"), element("b", written)),
+        _follow_ups(task.follow_ups) if task.follow_ups else Markup(),
         record if rows else Markup(),
         class_="case-panel",
     )
 
 
-def trace_panel(item: Item, roles: Mapping[str, str]) -> Markup:
-    """What the policy wrote and what was said of it."""
+def _follow_ups(messages: Sequence[Message]) -> Markup:
+    """What the user has to say after each turn, whether the policy came to hear it or not."""
+    lines = [
+        element("li", message.text, element("span", _shows(message), class_="dim"), class_="question")
+        for message in messages
+    ]
+    return element("details", element("summary", f"Follow-ups, {len(lines)}"), element("ol", *lines), class_="folded")
+
+
+def _shows(message: Message) -> str:
+    number = len(message.images)
+    return f" {number} image{'s' if number > 1 else ''}" if number else ""
+
+
+def trace_panel(item: Item, roles: Mapping[str, str], *, draw: Draw) -> Markup:
+    """What the policy wrote, what it was told in between, and what was said of it."""
     trajectory = item.trajectory
     versions = sorted({trajectory.policy_version, *(version for _, version in trajectory.later_versions)})
     facts = [f"{trajectory.length_tokens:,} tokens", f"policy version {', '.join(map(str, versions))}"]
@@ -51,19 +70,35 @@ def trace_panel(item: Item, roles: Mapping[str, str]) -> Markup:
         facts.insert(0, f"reward {reward:.3f}")
     if trajectory.finish_reason in _CUT:
         facts.append(_CUT[trajectory.finish_reason])
+    if trajectory.observations:
+        facts.append(f"{len(trajectory.turns)} turns")
     if trajectory.tool_calls:
         facts.append(f"{len(trajectory.tool_calls)} tool calls")
     failure = element("p", f"Unscored: {item.reason}", class_="failure") if isinstance(item, Unscored) else Markup()
     return element(
         "div",
         element("p", outcome_chip(item), element("span", " · ".join(facts), class_="dim"), class_="facts"),
-        marked_trace(trajectory.text, all_evidence(item)),
+        marked_trace(trajectory, all_evidence(item), told=_told(trajectory, draw)),
         failure,
         element(
             "div", *(_score(record, roles.get(record.scorer, "")) for record in item.scores.values()), class_="scores"
         ),
         class_="panel",
     )
+
+
+def _told(trajectory: Trajectory, draw: Draw) -> list[Markup]:
+    numbers = count(len(trajectory.task.images))
+    return [
+        element(
+            "div",
+            element("p", f"User, after turn {turn}", class_="dim"),
+            *(draw(next(numbers), image) for image in observation.message.images),
+            element("p", observation.message.text, class_="question"),
+            class_="told",
+        )
+        for turn, observation in enumerate(trajectory.observations, start=1)
+    ]
 
 
 def _score(record: ScoreRecord, role: str) -> Markup:

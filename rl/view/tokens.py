@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from rl.report.markup import Markup, element
 from rl.view.runs import config_of, made_in
 
-_MOST_TOKENS = 3000
+_MOST_SHOWN = 3000
 _SMALLEST, _LARGEST = 1e-5, 1.0  # nats: where the colour of a difference begins, and where it is full
 _UNLIKELY = 5.0  # nats: a token of this surprise, a probability below 1 %, is underlined in full
 _TOKENIZER_FOLDERS = ("policy", "initial_policy")
@@ -26,53 +27,70 @@ def token_section(row: Mapping[str, Any], texts: Sequence[str] | None) -> Markup
     token was as it was drawn. Nothing for a row without tokens.
     """
     ids, drawn, learnt = row["completion_token_ids"], row["rollout_logprobs"], row["learner_logprobs"]
+    written = row["completion_mask"]
     if ids is None or drawn is None or not len(ids):
         return Markup()
     differences = np.full(len(ids), np.nan) if learnt is None else learnt.astype(np.float64) - drawn
     spellings = texts or [f"{id} " for id in ids]
+    runs = _runs(ids, written)[:_MOST_SHOWN]
     shown = [
-        _token(place, int(ids[place]), spellings[place], float(drawn[place]), float(differences[place]))
-        for place in range(min(len(ids), _MOST_TOKENS))
+        _token(start, int(ids[start]), spellings[start], float(drawn[start]), float(differences[start]))
+        if written[start]
+        else _told(start, end, int(ids[start]), spellings[start])
+        for start, end in runs
     ]
-    cut = len(ids) - len(shown)
+    cut = len(ids) - runs[-1][1]
+    count = f"{len(ids):,}" + ("" if written.all() else f", {written.sum():,} of them written by the policy")
     return element(
         "details",
-        element("summary", "Tokens ", element("span", _summary(differences, spellings), class_="dim")),
+        element("summary", "Tokens ", element("span", f"{count}; {_summary(differences, spellings)}", class_="dim")),
         element("p", _LEGEND if learnt is not None else _LEGEND_DRAWN, class_="note"),
         element("div", *shown, element("i", f" … {cut:,} more", class_="cut") if cut else "", class_="tokens"),
         class_="fold",
     )
 
 
+_ALWAYS = "Tokens that the policy did not write are dim. Point at one for its numbers."
 _LEGEND = (
-    "The stronger the ground, the further the learner's logprob was from the engine's before the update; the stronger "
-    "the line, the less likely the token was. Tokens that the policy did not write are dim. Point at one for its "
-    "numbers."
+    f"The stronger the ground, the further the learner's logprob was from the engine's before the update; the stronger "
+    f"the line, the less likely the token was. {_ALWAYS}"
 )
-_LEGEND_DRAWN = "The stronger the line, the less likely the token was as it was drawn. Point at one for its numbers."
+_LEGEND_DRAWN = f"The stronger the line, the less likely the token was as it was drawn. {_ALWAYS}"
+
+
+def _runs(ids: np.ndarray, written: np.ndarray) -> list[tuple[int, int]]:
+    """Where each element begins and ends: every token that the policy wrote, and every run of one that it was told, as
+    an image's are."""
+    again = ~written[1:] & ~written[:-1] & (ids[1:] == ids[:-1])
+    return list(pairwise([0, *(np.flatnonzero(~again) + 1).tolist(), len(ids)]))
 
 
 def _summary(differences: np.ndarray, spellings: Sequence[str]) -> str:
     sizes = np.abs(differences)
     if not np.isfinite(sizes).any():
-        return f"{len(sizes):,}; no learner logprobs were logged"
+        return "no learner logprobs were logged"
     worst = int(np.nanargmax(sizes))
     if sizes[worst] == 0:
-        return f"{len(sizes):,}; learner and engine agree to the bit"
+        return "learner and engine agree to the bit"
     return (
-        f"{len(sizes):,}; learner − engine: mean size {np.nanmean(sizes):.2g} nats, largest {differences[worst]:+.2g} "
-        f"at token {worst} {spellings[worst].strip()!r}"
+        f"learner − engine: mean size {np.nanmean(sizes):.2g} nats, largest {differences[worst]:+.2g} at token {worst} "
+        f"{spellings[worst].strip()!r}"
     )
 
 
 def _token(place: int, id: int, text: str, drawn: float, difference: float) -> Markup:
-    if not math.isfinite(drawn):
-        return element("span", text, class_="foreign", title=f"token {place} · id {id} · not written by the policy")
     told = f"token {place} · id {id} · engine {drawn:.4f} nats"
     if math.isfinite(difference):
         told += f" · learner {drawn + difference:.4f} · difference {difference:+.2e}"
     surprise = min(-drawn / _UNLIKELY, 1.0)
     return element("span", text, title=told, style=f"--apart:{_strength(difference):.2f};--surprise:{surprise:.2f}")
+
+
+def _told(start: int, end: int, id: int, text: str) -> Markup:
+    places = f"token {start}"
+    if end - start > 1:
+        places, text = f"tokens {start} to {end - 1}", f"{text} × {end - start:,} "
+    return element("span", text, class_="foreign", title=f"{places} · id {id} · not written by the policy")
 
 
 def _strength(difference: float) -> float:
@@ -89,7 +107,10 @@ def spelled(folder: Path, ids: Sequence[int]) -> list[str] | None:
     if path is None:
         return None
     tokenizer = _tokenizer(path)
-    return tokenizer and [tokenizer.decode([id], skip_special_tokens=False) for id in ids[:_MOST_TOKENS]]
+    if tokenizer is None:
+        return None
+    texts = {id: tokenizer.decode([id], skip_special_tokens=False) for id in set(ids)}
+    return [texts[id] for id in ids]
 
 
 def _tokenizer_file(folder: Path) -> Path | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +15,8 @@ from rl.report.charts import format_value
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
 from rl.report.regions import drawn_boxes, picture
-from rl.report.trajectory import case_panel, group_strip, outcome_chip, trace_panel
-from rl.types import EncodedImage
+from rl.report.trajectory import Draw, case_panel, group_strip, outcome_chip, trace_panel
+from rl.types import EncodedImage, Message
 from rl.view.index import LoggedFile
 from rl.view.runs import box_coordinates_in, roles_in
 from rl.view.tokens import spelled, token_section
@@ -56,16 +57,12 @@ def _unread(entry: Mapping[str, Any]) -> EncodedImage:
 
 def trajectory_view(opened: Opened, siblings: Sequence[Sibling]) -> Markup:
     """All that is known of it."""
-    folder, item, row = opened.folder, opened.item, opened.row
-    body = element(
-        "div",
-        case_panel(item.trajectory.task, list(_pictures(opened))),
-        trace_panel(item, roles_in(folder)),
-        class_="card-body",
-    )
+    folder, item, row, draw = opened.folder, opened.item, opened.row, _drawn(opened)
+    panels = case_panel(item.trajectory.task, draw), trace_panel(item, roles_in(folder), draw=draw)
+    body = element("div", *panels, class_="card-body")
     texts = spelled(folder, row["completion_token_ids"].tolist()) if row["completion_token_ids"] is not None else None
-    parts = (_provenance(item), _tool_calls(item), _conversation(row), token_section(row, texts), _background(opened))
-    return join(_standing(opened, siblings), body, *parts)
+    written = _tool_calls(item), _conversation(opened), token_section(row, texts)
+    return join(_standing(opened, siblings), body, _provenance(item), *written, _background(opened))
 
 
 def _standing(opened: Opened, siblings: Sequence[Sibling]) -> Markup:
@@ -113,14 +110,18 @@ def _group(siblings: Sequence[Sibling]) -> Markup:
     return element("nav", element("span", "Group", class_="dim"), *links, class_="siblings", aria_label="Group")
 
 
-def _pictures(opened: Opened) -> Iterator[Markup]:
-    coordinates = box_coordinates_in(opened.folder)
-    boxes = drawn_boxes(opened.item, coordinates=coordinates)
-    task = opened.item.trajectory.task
-    for number, (image, entry) in enumerate(zip(task.images, opened.row["images"], strict=True)):
-        address = f"/images/{quote(opened.file.run, safe='')}/{quote(Path(entry['file']).name)}"
-        alt = f"image {number + 1} of case {task.id}"
-        yield picture(image, address, alt, [box for box in boxes if box.image == number])
+def _drawn(opened: Opened) -> Draw:
+    """Draws an image by its address here, with the boxes that are in it."""
+    row = opened.row
+    entries = [*row["images"], *(entry for told in row["observations"] or () for entry in told["images"])]
+    boxes = drawn_boxes(opened.item, coordinates=box_coordinates_in(opened.folder))
+
+    def draw(number: int, image: EncodedImage) -> Markup:
+        address = f"/images/{quote(opened.file.run, safe='')}/{quote(Path(entries[number]['file']).name)}"
+        alt = f"image {number + 1} of case {row['task_id']}"
+        return picture(image, address, alt, [box for box in boxes if box.image == number])
+
+    return draw
 
 
 def _provenance(item: Item) -> Markup:
@@ -162,17 +163,24 @@ def _tool_calls(item: Item) -> Markup:
     return _fold("Tool calls", f"{len(calls)}", element("ol", *shown, class_="calls"), open="")
 
 
-def _conversation(row: Mapping[str, Any]) -> Markup:
-    """The turns as they were put to the policy, and what it wrote."""
+def _conversation(opened: Opened) -> Markup:
+    """The messages as they were put to the policy, and what it wrote."""
+    row, trajectory = opened.row, opened.item.trajectory
     turns = json.loads(row["messages"]) if row["messages"] else []
     turns = turns or [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["question"]}]
-    turns = [*turns, {"role": "assistant", "content": row["text"]}]
+    for reply, told in zip_longest(trajectory.turns, trajectory.observations):
+        turns.append({"role": "assistant", "content": reply})
+        turns += [{"role": "user", "content": _parts(told.message)}] if told else []
     shown = [
         element("li", element("b", str(turn.get("role", ""))), element("pre", _content(turn.get("content"))))
         for turn in turns
         if turn.get("content")
     ]
-    return _fold("Conversation", f"{len(shown)} turns", element("ol", *shown, class_="turns"))
+    return _fold("Conversation", f"{len(shown)} messages", element("ol", *shown, class_="turns"))
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    return [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]
 
 
 def _content(content: Any) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rl.report.markup import element
 from rl.report.trace import MOST_CHARACTERS, ScorerEvidence, marked_trace
 from rl.types import Evidence
+from tests.samples import a_trajectory
 
 
 class Parsed(HTMLParser):
@@ -37,7 +38,7 @@ def test_text_and_attributes_come_out_of_markup_as_they_went_in(text: str, attri
 
 
 def trace_of(text: str, *evidence: Evidence) -> str:
-    return marked_trace(text, [ScorerEvidence("facts", one) for one in evidence])
+    return marked_trace(a_trajectory(text), [ScorerEvidence("facts", one) for one in evidence], told=())
 
 
 def test_claims_are_marked_where_the_evidence_says_also_behind_wide_characters() -> None:
