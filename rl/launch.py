@@ -113,9 +113,9 @@ def load_both_splits(config: RunConfig) -> tuple[tuple[Task, ...], tuple[Task, .
     if shared := check_disjoint(tasks, eval_tasks):
         say(f"{shared} of {len(eval_tasks)} held-out tasks ask about an image that is also trained on")
     for task in (*tasks, *eval_tasks):
-        if len(task.images) > config.rollouts.max_images:
+        if len(task.all_images) > config.rollouts.max_images:
             raise ConfigError(
-                f"task {task.id!r} has {len(task.images)} images; the engines are set up for at most "
+                f"task {task.id!r} has {len(task.all_images)} images; the engines are set up for at most "
                 f"{config.rollouts.max_images} (rollouts.max_images)"
             )
     return tasks, eval_tasks

@@ -54,6 +54,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("length/mean_tokens", "tokens", "mean length of a completion", "Completion length", "training"),
     Metric("eval/mean_tokens", "tokens", "mean length of a held-out completion", "Completion length", "held-out"),
     Metric("length/max_tokens", "tokens", "longest completion"),
+    Metric("length/turns", "turns", "mean over trajectories whose task has follow-ups", "Turns", "training"),
+    Metric("eval/turns", "turns", "the same, held-out", "Turns", "held-out"),
     Metric("length/truncated_fraction", "fraction", "completions cut by the token limit", "Cut short", "training"),
     Metric("eval/truncated_fraction", "fraction", "held-out completions cut so", "Cut short", "held-out"),
     Metric("hallucination/supported", "fraction", "claims that the evidence supports"),
@@ -262,6 +264,7 @@ _HELD_OUT = {
     "reward/mean": "eval/reward",
     "accuracy/train": "eval/accuracy",
     "length/mean_tokens": "eval/mean_tokens",
+    "length/turns": "eval/turns",
     "length/truncated_fraction": "eval/truncated_fraction",
     "outcome/unscored_fraction": "eval/unscored_fraction",
 }
@@ -298,7 +301,8 @@ def _outcome_metrics(items: Sequence[ScoredTrajectory | Unscored]) -> dict[str, 
 
 def _length_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     lengths = [trajectory.length_tokens for trajectory in trajectories]
-    return {
+    turns = [len(trajectory.turns) for trajectory in trajectories if trajectory.task.follow_ups]
+    return ({"length/turns": _mean(turns)} if turns else {}) | {
         "length/mean_tokens": _mean(lengths),
         "length/max_tokens": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean([trajectory.finish_reason == "length" for trajectory in trajectories]),

@@ -111,6 +111,11 @@ class Task:
     stratum: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def all_images(self) -> tuple[EncodedImage, ...]:
+        """Its own, and those that come with its follow-ups."""
+        return (*self.images, *(image for message in self.follow_ups for image in message.images))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:

@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,14 @@ class AnswerMapping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUpMapping:
+    """What the user says after a turn; ``image`` is the column of an image that comes with it, or empty."""
+
+    template: str
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskMapping:
     """One kind of task that a row can give. Exactly one of ``question`` (a column) and ``template`` is set."""
 
@@ -75,6 +83,7 @@ class TaskMapping:
     template: str = ""
     system: str = ""
     stratum: str = ""
+    follow_ups: tuple[FollowUpMapping, ...] = ()
 
     def applies_to(self, values: Mapping[str, Any]) -> bool:
         """Whether a row meets every column of ``where`` and none of ``unless``."""
@@ -88,7 +97,7 @@ class TaskMapping:
     @property
     def placeholders(self) -> frozenset[str]:
         """The columns whose values are put into text."""
-        templates = (self.template, self.system, self.stratum)
+        templates = (self.template, self.system, self.stratum, *(each.template for each in self.follow_ups))
         return frozenset(column for template in templates for _, column in parse_template(template) if column)
 
 
@@ -145,7 +154,7 @@ class SourceMapping:
     def task_columns(self, task: TaskMapping) -> frozenset[str]:
         """The columns that a row must have to give this task, its images apart."""
         columns = {self.id, self.rubric, task.question, *self.extra, *task.answer.columns, *task.placeholders}
-        columns |= self.reference.columns
+        columns |= self.reference.columns | {each.image for each in task.follow_ups}
         if isinstance(self.record, str):
             columns.add(self.record)
         else:
@@ -248,20 +257,26 @@ def _task_mapping(path: str, shared: Mapping[str, Any], own: Mapping[str, Any]) 
     texts |= {key: own[key] for key in ("name", "question", "template", "system", "stratum") if key in own}
     if ("question" in texts) == ("template" in texts):
         raise TaskError(f"mapping {path}: {where} needs 'question' (a column) or 'template' (text), and not both")
+    follow_ups = _follow_ups(own.get("follow_ups", shared.get("follow_ups", [])))
     answer = own.get("answer", shared.get("answer"))
     if answer is None:
         raise TaskError(f"mapping {path}: {where} has no 'answer'")
     try:
-        for template in texts.values():
+        for template in (*texts.values(), *(each.template for each in follow_ups)):
             list(parse_template(template))
         return TaskMapping(
             answer=_answer_mapping(answer),
             where=_filter(shared.get("where", {})) | _filter(own.get("where", {})),
             unless=_filter(shared.get("unless", {})) | _filter(own.get("unless", {})),
+            follow_ups=follow_ups,
             **texts,
         )
     except ValueError as error:
         raise TaskError(f"mapping {path}: {where}: {error}") from error
+
+
+def _follow_ups(entries: Sequence[str | Mapping[str, str]]) -> tuple[FollowUpMapping, ...]:
+    return tuple(FollowUpMapping(**({"template": each} if isinstance(each, str) else each)) for each in entries)
 
 
 def _answer_mapping(fields: Mapping[str, Any]) -> AnswerMapping:

@@ -50,12 +50,12 @@ def tuning_split(tasks: Sequence[Task], *, share: float) -> tuple[tuple[Task, ..
     Raises ConfigError where one side would be empty.
     """
     held_out = held_out_images(
-        ([image.content for image in task.images] for task in tasks if task.images), fraction=share
+        ([image.content for image in task.all_images] for task in tasks if task.all_images), fraction=share
     )
 
     def tunes(task: Task) -> bool:
-        if task.images:
-            return task.images[0].content in held_out
+        if task.all_images:
+            return task.all_images[0].content in held_out
         return is_held_out(task.id.encode(), fraction=share)
 
     training, tuning = (tuple(task for task in tasks if tunes(task) == side) for side in (False, True))

@@ -16,10 +16,11 @@ from jsonschema import Draft202012Validator
 
 from entities.reference import reference_validator
 from rl.errors import TaskError
-from rl.types import EncodedImage, Measurement, Task
+from rl.types import EncodedImage, Measurement, Message, Task
 from rollouts.images import read_image, read_image_file
 from rollouts.mapping import (
     IMAGE,
+    FollowUpMapping,
     ReferenceMapping,
     SourceMapping,
     TaskMapping,
@@ -74,8 +75,8 @@ def check_disjoint(train: Sequence[Task], evaluation: Sequence[Task]) -> int:
                 f"task {task.id!r} is both a training and an evaluation task; give the mapping a 'split', or set "
                 f"tasks.eval_source to another source"
             )
-    trained_images = {image.content for task in train for image in task.images}
-    return sum(any(image.content in trained_images for image in task.images) for task in evaluation)
+    trained_images = {image.content for task in train for image in task.all_images}
+    return sum(any(image.content in trained_images for image in task.all_images) for task in evaluation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,15 @@ class _ImageReader:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A row that some task asks about, with its images."""
+    """A row that some task asks about, with its images, and those of its follow-ups by their column."""
 
     row: Row
     images: tuple[EncodedImage, ...]
+    follow_ups: Mapping[str, EncodedImage]
 
     @property
     def contents(self) -> list[bytes]:
-        return [image.content for image in self.images]
+        return [image.content for image in (*self.images, *self.follow_ups.values())]
 
 
 @dataclass(slots=True)
@@ -197,7 +199,7 @@ class _Loader:
     def _cases(self, rows: Iterable[Row]) -> Iterator[_Case]:
         for row in rows:
             try:
-                yield _Case(row, tuple(self._images_of(row)))
+                yield _Case(row, tuple(self._images_of(row)), dict(self._follow_up_images(row)))
             except TaskError as error:
                 self.problems.add(row.place, str(error))
 
@@ -207,7 +209,17 @@ class _Loader:
         if self.mapping.image and not found:
             raise TaskError(f"there is no image in column {' or '.join(self.mapping.image)}")
         for value in found:
-            yield self.images.read(value, folder=row.folder / self.mapping.image_root, source=row.place)
+            yield self._image(value, row)
+
+    def _follow_up_images(self, row: Row) -> Iterator[tuple[str, EncodedImage]]:
+        tasks = [columns for columns in self.mapping.tasks if columns.applies_to(row.values)]
+        for column in sorted({each.image for columns in tasks for each in columns.follow_ups} - {""}):
+            if not (value := row.values.get(column)):
+                raise TaskError(f"there is no image in column {column}, which a follow-up shows")
+            yield column, self._image(value, row)
+
+    def _image(self, value: Any, row: Row) -> EncodedImage:
+        return self.images.read(value, folder=row.folder / self.mapping.image_root, source=row.place)
 
 
 def _row_validator(mapping: SourceMapping, columns: TaskMapping) -> Draft202012Validator:
@@ -271,6 +283,7 @@ def _task(mapping: SourceMapping, columns: TaskMapping, validator: Draft202012Va
         question=_question(columns, values),
         answer=answer,
         images=case.images,
+        follow_ups=tuple(_follow_up(each, case) for each in columns.follow_ups),
         system=fill_template(columns.system, values).strip(),
         record=_record(mapping, values),
         rubric=tuple(values[mapping.rubric]) if mapping.rubric else (),
@@ -278,6 +291,13 @@ def _task(mapping: SourceMapping, columns: TaskMapping, validator: Draft202012Va
         stratum=comparable(fill_template(columns.stratum, values)) or _stratum(columns, answer),
         extra={column: values[column] for column in mapping.extra},
     )
+
+
+def _follow_up(columns: FollowUpMapping, case: _Case) -> Message:
+    text = fill_template(columns.template, case.row.values).strip()
+    if not text:
+        raise ValueError(f"the follow-up {columns.template!r} has no text in this row")
+    return Message(text=text, images=(case.follow_ups[columns.image],) if columns.image else ())
 
 
 def _question(columns: TaskMapping, values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from rl.types import (
     Evidence,
     FinishReason,
     Group,
+    Message,
+    Observation,
     SamplingParams,
     Score,
     ScoredTrajectory,
@@ -193,6 +196,20 @@ def test_what_broken_scorers_did_to_groups_that_were_drawn_anew_is_counted() -> 
     assert values["outcome/unscored_fraction"] == 0.25  # one of four
     assert values["throughput/tokens"] == 100  # 10 + 20 + 10 + 60: all of it was written in the step's time
     assert values["reward/mean"] == 0.5 and values["length/mean_tokens"] == 15.0  # of what was trained on alone
+
+
+def test_turns_are_counted_where_tasks_have_follow_ups() -> None:
+    task = replace(TASK, follow_ups=(Message(text="Sure?"), Message(text="And here?")))
+    told = Observation(message=task.follow_ups[0], place=1)
+    talks = [
+        replace(a_trajectory(5), text="a\n\nb", task=task, observations=(told,)),
+        replace(a_trajectory(5), text="a", task=task),
+    ]
+    group = Group(task=task, scored=tuple(ScoredTrajectory(trajectory=each, reward=0.5, scores={}) for each in talks))
+    one_turn = Group(task=TASK, scored=(scored(0.5), scored(0.5)))
+    assert group_metrics([group, one_turn])["length/turns"] == 1.5  # (2 + 1) / 2: the others could have no second turn
+    assert evaluation_metrics([group])["eval/turns"] == 1.5
+    assert "length/turns" not in group_metrics([one_turn])
 
 
 def test_claims_are_counted_by_verdict_over_the_scores_that_check_claims() -> None:

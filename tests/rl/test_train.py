@@ -42,7 +42,8 @@ def test_every_row_says_what_made_it_and_what_was_made_of_it(undisturbed: Path) 
         rows = pq.read_table(undisturbed / "trajectories" / f"step_{step:06d}.parquet").to_pylist()
         assert len(rows) == 16 == len({row["seed"] for row in rows})
         for row in rows:
-            assert [name for name, value in row.items() if value is None] == ["unscored_reason"]
+            empty = {name for name, value in row.items() if value is None}
+            assert empty == {"unscored_reason", "follow_ups", "observations"}
             assert (row["step"], row["policy_version"], row["sampling"]["max_tokens"]) == (step, step - 1, 24)
             lengths = [len(row[name]) for name in ("completion_mask", "rollout_logprobs", "learner_logprobs")]
             assert lengths == [len(row["completion_token_ids"])] * 3

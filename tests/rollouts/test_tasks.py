@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -141,6 +142,76 @@ def test_rubric_and_extra_columns_are_kept(load: Load, rows: Rows) -> None:
     (task,) = load([rows[0] | {"rubric": [criterion], "site": "A"}], YES_NO | {"rubric": "rubric", "extra": ["site"]})
     assert task.rubric == (criterion,)
     assert task.extra == {"site": "A"}
+
+
+DOUBTED = YES_NO | {"follow_ups": ["Sure? {hint}", {"template": "And this?", "image": "later"}]}
+
+
+def with_later(rows: Rows, png: Any) -> Rows:
+    """Each row with a hint and a further image, of which the last row's is the first row's own."""
+    names = [png("later-1.png", shade=11), png("later-2.png", shade=12), png("later-3.png", shade=13), "a.png"]
+    return [row | {"hint": f"Hint {row['id']}.", "later": name} for row, name in zip(rows, names, strict=True)]
+
+
+def test_follow_ups_put_columns_into_what_the_user_says_and_show_further_images(
+    load: Load, rows: Rows, png: Any
+) -> None:
+    tasks = load(with_later(rows, png), DOUBTED)
+    assert [[message.text for message in task.follow_ups] for task in tasks] == [
+        [f"Sure? Hint {number}.", "And this?"] for number in (1, 2, 3, 4)
+    ]
+    assert [len(task.images) for task in tasks] == [1, 1, 1, 1]
+    assert [[len(message.images) for message in task.follow_ups] for task in tasks] == [[0, 1]] * 4
+    assert tasks[3].follow_ups[1].images[0] is tasks[0].images[0]
+    assert tasks[0].all_images == (*tasks[0].images, *tasks[0].follow_ups[1].images)
+
+
+def test_a_task_of_several_may_have_follow_ups_of_its_own_or_none(load: Load, rows: Rows) -> None:
+    mapping = YES_NO | {
+        "follow_ups": ["Sure?"],
+        "tasks": [
+            {"name": "plain", "follow_ups": []},
+            {"name": "doubted"},
+            {"name": "twice", "follow_ups": ["a", "b"]},
+        ],
+    }
+    tasks = load(rows[:1], mapping)
+    assert [[message.text for message in task.follow_ups] for task in tasks] == [[], ["Sure?"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        ({"later": None}, "rows.jsonl:1: there is no image in column later, which a follow-up shows"),
+        ({"later": "missing.png"}, "rows.jsonl:1: .*missing.png"),
+        ({"hint": None}, "rows.jsonl:1: 'hint' must be"),
+    ],
+)
+def test_a_follow_up_that_a_row_cannot_give_is_named(
+    load: Load, rows: Rows, png: Any, spoilt: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TaskError, match=said):
+        load([with_later(rows, png)[0] | spoilt], DOUBTED)
+
+
+def test_a_follow_up_without_text_is_named(load: Load, rows: Rows) -> None:
+    with pytest.raises(TaskError, match=r"rows.jsonl:1: the follow-up '\{hint\}' has no text in this row"):
+        load([rows[0] | {"hint": " "}], YES_NO | {"follow_ups": ["{hint}"]})
+
+
+def test_an_image_that_one_task_asks_about_and_another_shows_later_is_on_one_side(
+    load: Load, rows: Rows, png: Any
+) -> None:
+    mapping = DOUBTED | {"split": {"hash_of": "image", "eval_fraction": 0.5}}
+    for shades in itertools.product((0, 100), (0, 200)):
+        rows[0]["image"], rows[1]["image"] = png("x.png", shade=1 + shades[0]), png("y.png", shade=2 + shades[1])
+        told = [row | {"hint": "h", "later": rows[0]["image"]} for row in rows[:2]]  # the second shows the first's
+        try:
+            sides = [{task.id for task in load(told, mapping, split=split)} for split in ("train", "eval")]
+        except TaskError as error:
+            assert "has no" in str(error)  # both lie on the other side
+            continue
+        pytest.fail(f"one image is on both sides: {sides}")
 
 
 def test_ids_are_made_from_file_and_row_where_no_column_has_them(load: Load, rows: Rows) -> None:
