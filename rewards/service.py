@@ -18,11 +18,11 @@ from typing import Any
 from rewards.cache import ScoreCache
 from rewards.combine import NoReward, Reward, combine, largest_penalty, length_shaping
 from rewards.config import ConfiguredScorer
-from rewards.isolation.attempt import Attempt, failed
+from rewards.isolation.attempt import Attempt, checked_evidence, failed
 from rewards.isolation.deadline import Clock
 from rewards.isolation.sandbox import Sandbox
 from rewards.provenance import inputs_of
-from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory
+from rewards.scorer import Abstain, InvalidInput, Score, Scorer, Trajectory
 from rewards.turns import joined, parts_of
 from rl.types import Outcome, ScoredTrajectory, ScoreRecord, Unscored
 
@@ -227,8 +227,6 @@ def _checked(score: Any) -> Score:
     metric that is not finite, which would spoil the step's mean."""
     if not isinstance(score, Score):
         raise TypeError(f"a scorer must return a Score; got {score!r:.100}")
-    if strange := next((each for each in score.evidence if not isinstance(each, Evidence)), None):
-        raise TypeError(f"a score's evidence must be Evidence; got {strange!r:.100}")
     metrics = {str(name): float(value) for name, value in score.metrics.items()}
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -236,7 +234,7 @@ def _checked(score: Any) -> Score:
     return Score(
         float(score.value),
         reason=str(score.reason),
-        evidence=tuple(score.evidence),
+        evidence=tuple(map(checked_evidence, score.evidence)),
         gate_open=bool(score.gate_open),
         metrics=metrics,
     )

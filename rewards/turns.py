@@ -65,7 +65,7 @@ def joined(parts: Sequence[Part], attempts: Sequence[Attempt], *, counted_metric
     if not scores:
         return told[0]
     score = Score(
-        statistics.fmean(score.value for score in scores),
+        statistics.mean(score.value for score in scores),
         reason="; ".join(_said(attempt, number) for number, attempt in enumerate(attempts, 1)),
         evidence=tuple(each for score in scores for each in score.evidence),
         gate_open=all(score.gate_open for score in scores),
@@ -121,7 +121,7 @@ def _metrics(scores: Sequence[Score], *, counted: Collection[str]) -> dict[str, 
     for score in scores:
         for name, value in score.metrics.items():
             values[name].append(value)
-    return {name: sum(each) if name in counted else statistics.fmean(each) for name, each in values.items()}
+    return {name: sum(each) if name in counted else statistics.mean(each) for name, each in values.items()}
 
 
 def _said(attempt: Attempt, number: int) -> str:

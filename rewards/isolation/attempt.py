@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from rl.types import Evidence, Outcome, Score, fields_of
@@ -35,11 +36,18 @@ class Attempt:
             fields = json.loads(content)
             score = fields["score"]
             if score is not None:
-                evidence = tuple(Evidence(**each) for each in score.pop("evidence"))
+                evidence = tuple(checked_evidence(Evidence(**each)) for each in score.pop("evidence"))
                 score = Score(**score, evidence=evidence)
             return cls(outcome=fields["outcome"], reason=str(fields["reason"]), score=score)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             return cls(outcome="failed", reason=f"the scorer's process sent a malformed reply: {error}")
+
+
+def checked_evidence(evidence: Any) -> Evidence:
+    """The evidence with its place in plain integers. Raises TypeError for another type, or another kind of place."""
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"a score's evidence must be Evidence; got {evidence!r:.100}")
+    return replace(evidence, start=operator.index(evidence.start), end=operator.index(evidence.end))
 
 
 def failed(reason: str) -> Attempt:

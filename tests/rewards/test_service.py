@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,7 +18,7 @@ from rewards.config import ConfiguredScorer, load_rewards
 from rewards.isolation.sandbox import _Slot, _Slots
 from rewards.scorer import Abstain, InvalidInput, Score, Scorer
 from rewards.service import RewardService, reward_actor
-from rl.types import Measurement, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
+from rl.types import Evidence, Measurement, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
 from tests.samples import a_trajectory
 
 FOREIGN = '''
@@ -104,6 +105,11 @@ class Native(Scorer):
                 return Score(float("nan"))
             case "nan metric":
                 return Score(1.0, metrics={"claims": float("nan")})
+            case "np place":
+                place = np.int64(3)
+                return Score(1.0, evidence=(Evidence(claim="x", verdict="supported", start=place, end=place),))
+            case "text place":
+                return Score(1.0, evidence=(Evidence(claim="x", verdict="supported", start="3", end=4),))  # type: ignore[arg-type]
             case "half":
                 return Score(0.5, metrics={"length": 3})
         return Score(1.0)
@@ -129,6 +135,7 @@ async def record_of(service: RewardService, made: Trajectory) -> ScoreRecord:
         ("float", "failed", "TypeError: a scorer must return a Score; got 1.0"),
         ("nan", "failed", "ValueError: a score's value must be a finite number in [0, 1]; got nan"),
         ("nan metric", "failed", "ValueError: a score's metrics must be finite numbers; got 'claims': nan"),
+        ("text place", "failed", "TypeError: 'str' object cannot be interpreted as an integer"),
         ("invalid", "invalid_input", "cannot read the task"),
         ("abstain", "abstained", "not mine"),
     ],
@@ -144,6 +151,13 @@ async def test_every_failure_is_an_outcome_with_its_reason_and_never_a_zero(
         assert reason in record.reason
         assert reason in made.reason or outcome == "abstained"
         assert service.counts() == {"native": {outcome: 1}}
+
+
+async def test_a_place_is_a_plain_integer_whatever_counted_it(trajectory: Any) -> None:
+    with RewardService([native()]) as service:
+        score = (await record_of(service, trajectory("np place"))).score
+    assert score is not None
+    assert [(type(each.start), each.start, each.end) for each in score.evidence] == [(int, 3, 3)]
 
 
 async def test_an_abstention_leaves_the_other_scores_alone(trajectory: Any) -> None:

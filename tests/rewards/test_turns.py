@@ -65,6 +65,19 @@ async def test_each_turn_is_scored_by_itself_and_one_score_is_made_of_them(traje
     assert score.metrics == {"claims": 9.0, "recall": pytest.approx(0.75), "rare": 1.0}
 
 
+async def test_the_largest_numbers_have_a_mean_too(trajectory: MakeTrajectory) -> None:
+    """Their sum is beyond a double."""
+
+    class Huge(Words):
+        async def score(self, trajectory: Trajectory) -> Score:
+            return Score(1.0, metrics={"seen": 1.5e308})
+
+    made = a_conversation(trajectory("1"), ("Sure?", "1"), ("Really?", "1"))
+    with RewardService([ConfiguredScorer(name="huge", scorer=Huge(), turns="each")]) as service:
+        score = (await service.score(made)).scores["huge"].score
+    assert score is not None and (score.value, score.metrics) == (1.0, {"seen": 1.5e308})
+
+
 async def test_a_gate_is_closed_by_one_turn(trajectory: MakeTrajectory) -> None:
     record = await record_of(a_conversation(trajectory("1 a"), ("Sure?", "0.25 b"), ("Really?", "1 c")))
     assert record.score is not None and not record.score.gate_open
