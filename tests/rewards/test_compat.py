@@ -69,6 +69,9 @@ async def compute_score_later(data_source, solution_str, ground_truth, extra_inf
 
 # EasyR1
 
+def heard(reward_input):
+    return {"overall": float(reward_input["response"] == "no\\n\\nSure?\\n\\nyes")}
+
 def one(reward_input, format_weight=0.1):
     right = float(reward_input["response"] == reward_input["ground_truth"])
     assert reward_input["response_length"] == 4
@@ -87,6 +90,9 @@ def forgetful(reward_input):
     return {"accuracy": 1.0}
 
 # OpenRLHF
+
+def whole_query(queries, prompts, labels):
+    return [float(queries[0] == "?\\nno\\n\\nSure?\\n\\nyes")]
 
 def reward_func(queries, prompts, labels, **kwargs):
     right = np.array([float(query[len(prompt):] == label) for query, prompt, label in zip(queries, prompts, labels)])
@@ -151,7 +157,9 @@ async def test_a_function_is_called_as_its_framework_calls_it(
         ("trl", "last_turn", {"turns": "last"}),
         ("verl", "spoken", {}),
         ("verl", "compute_score", {"turns": "last"}),
+        ("easyr1", "heard", {}),
         ("easyr1", "older", {"turns": "last"}),
+        ("openrlhf", "whole_query", {}),
         ("openrlhf", "reward_func", {"turns": "last"}),
     ],
 )

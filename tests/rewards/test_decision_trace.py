@@ -171,14 +171,16 @@ async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, t
     assert time.thread_time() - began < 1.0
 
 
-async def test_a_reference_may_lead_to_the_image_of_a_follow_up(trajectory: Any) -> None:
+@pytest.mark.parametrize("turns", ["each", "all"])
+async def test_a_reference_may_lead_to_the_image_of_a_follow_up(trajectory: Any, turns: str) -> None:
     """No image, no record: nothing to refer to in the first turn; one of at least three references in the second."""
     film = EncodedImage(content=b"", width=10, height=10)
     text = "<think>Findings:\n- An opacity. [image 1: 0, 0, 5, 5]\nConclusion: yes</think>"
-    made = a_conversation(trajectory("<think>What film?</think>"), (Message(text="Here.", images=(film,)), text))
-    with RewardService(load_rewards({"scorers": {"trace": {"use": "trace"}}})) as service:
+    made = a_conversation(trajectory("What film?"), (Message(text="Here.", images=(film,)), text))
+    with RewardService(load_rewards({"scorers": {"trace": {"use": "trace", "turns": turns}}})) as service:
         score = (await service.score(made)).scores["trace"].score
     assert score is not None
     assert score.value == pytest.approx(1 / 3)
-    assert score.reason.startswith("turn 1 abstained: the task has nothing that a trace could refer to; turn 2 (0.333)")
+    nothing = "turn 1 abstained: the task has nothing that a trace could refer to; turn 2 (0.333)"
+    assert score.reason.startswith(nothing if turns == "each" else "1 of 1 references resolve")
     assert [(each.source, each.verdict) for each in score.evidence] == [("images.0", "supported")]

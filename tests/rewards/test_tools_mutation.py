@@ -107,7 +107,9 @@ def test_the_report_fits_on_80_columns_and_shows_examples(
 
 
 def test_of_several_turns_the_last_is_spoilt(trajectory: MakeTrajectory, tmp_path: Path) -> None:
-    made = a_conversation(trajectory("<think>no effusion</think><answer>no</answer>"), ("Are you sure?", GOOD))
-    report = spoil([made], rewards(tmp_path, ANSWER), "wrong_answer", "flipped_negation")
+    longer = f"<think>no effusion{' at all' * 40}</think><answer>no</answer>"
+    made = a_conversation(trajectory(longer), ("Are you sure?", GOOD))
+    report = spoil([made], rewards(tmp_path, ANSWER), "wrong_answer", "flattery", "flipped_negation")
     assert report.findings["wrong_answer"].caught == 1
+    assert [each.after for each in report.findings["flattery"].missed] == [1.0]  # the answer is where it was
     assert report.findings["flipped_negation"].not_applicable == 1  # it is the first turn that denies something

@@ -354,12 +354,12 @@ async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, text: s
 
 
 class TestTurns:
-    """A second image of 100 x 100 pixels is shown after the first turn."""
+    """A second image, of 100 x 100 pixels, is shown after the first turn."""
 
-    async def scored(self, trajectory: Any, first: str, second: str, **task: Any) -> Score:
+    async def scored(self, trajectory: Any, first: str, second: str, *, turns: str = "each", **task: Any) -> Score:
         told = Message(text="The nurse wrote it down as a shadow.", images=(replace(IMAGE, width=100),))
         made = a_conversation(trajectory(f"<think>{first}</think>", images=(IMAGE,), **task), (told, second))
-        with RewardService(load_rewards({"scorers": {"x": {"use": "hallucination"}}})) as service:
+        with RewardService(load_rewards({"scorers": {"x": {"use": "hallucination", "turns": turns}}})) as service:
             score = (await service.score(made)).scores["x"].score
         assert score is not None
         return score
@@ -373,9 +373,14 @@ class TestTurns:
             ("supported", "overlaps by 0.80"),
         ]
         assert (score.metrics["claims"], score.metrics["refuted"], score.metrics["recall"]) == (2, 1, 0.5)
+        at_once = await self.scored(trajectory, box, box, reference={"regions": regions}, turns="all")
+        assert [each.verdict for each in at_once.evidence] == ["supported", "supported"]
 
-    async def test_the_words_of_a_follow_up_are_no_invented_quote(self, trajectory: Any) -> None:
+    @pytest.mark.parametrize(("turns", "verdicts"), [("each", ["refuted"]), ("all", [])])
+    async def test_the_words_of_a_follow_up_are_no_invented_quote(
+        self, trajectory: Any, turns: str, verdicts: list[str]
+    ) -> None:
+        """In the first of single turns nobody had said so yet."""
         quote = 'It is called "it down as a shadow" here.'
-        sources = {"sources": {"report": REPORT}}
-        score = await self.scored(trajectory, quote, quote, reference=sources)
-        assert [each.verdict for each in score.evidence] == ["refuted"]  # in the first turn nobody had said so yet
+        score = await self.scored(trajectory, quote, quote, turns=turns, reference={"sources": {"report": REPORT}})
+        assert [each.verdict for each in score.evidence] == verdicts
