@@ -149,7 +149,7 @@ def _of_two_scorers(
     placed: Mapping[str, Sequence[_Placed]],
     place_of: Callable[[str], str],
 ) -> Iterator[Problem]:
-    if scorer.scorer == other.scorer and scorer.when == other.when:
+    if (scorer.scorer, scorer.when, scorer.turns) == (other.scorer, other.when, other.turns):
         said = f"{other.name!r} is the same scorer with the same parameters as {scorer.name!r}"
         yield Problem(check="double-counting", place=_place(other, place_of), message=said)
         return

@@ -162,6 +162,12 @@ def test_what_two_scorers_both_see_is_found(tmp_path: Path, scorers: str, said: 
     assert said in problems[0].message
 
 
+@pytest.mark.parametrize(("turns", "problems"), [("last", ["double-counting"]), ("each", [])])
+def test_the_last_turn_and_each_of_them_are_not_the_same(tmp_path: Path, turns: str, problems: list[str]) -> None:
+    scorers = f"right: {{use: answer}}, held: {{use: answer, turns: {turns}}}"
+    assert [problem.check for problem in linted(tmp_path, FEVER, scorers=scorers)] == problems
+
+
 def test_the_same_scorer_for_different_tasks_counts_nothing_twice(tmp_path: Path) -> None:
     scorers = "a: {use: answer, when: {stratum: x}}, b: {use: answer, when: {stratum: y}}"
     assert linted(tmp_path, FEVER, scorers=scorers) == []
