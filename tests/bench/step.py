@@ -137,6 +137,7 @@ def bare(connection: Connection, setting: Setting) -> None:
     from rl.settings import engine_settings, training_sampling
     from rl.types import TrainBatch
     from rollouts.engine import VllmEngine
+    from tests.bench.bare_generate import BareGenerate
     from tests.bench.learner import BareUpdate
     from tests.bench.setting import learner
 
@@ -163,13 +164,12 @@ def bare(connection: Connection, setting: Setting) -> None:
     )
     loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
     update = BareUpdate(trained, TrainBatch(samples=samples, loss_tokens=loss_tokens, policy_version=0))
-    prompts = [engine._prompt(request.task) for request in asked]
-    sampling = [engine._sampling_params(request) for request in asked]
+    generate = BareGenerate(engine, asked)
     connection.send({})
     while _wait(connection):
         engine.drop_caches()
         began = time.perf_counter()
-        engine.llm.generate(prompts, sampling, use_tqdm=False)
+        generate()
         generated = time.perf_counter()
         update()
         connection.send({"generate": generated - began, "update": time.perf_counter() - generated})
