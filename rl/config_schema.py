@@ -76,7 +76,9 @@ class SamplingConfig:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 256
+    """Most tokens of a trajectory, those of all its turns together."""
     stop: list[str] = field(default_factory=lambda: ["</answer>"])
+    """Strings that end a turn, and stay in it."""
 
 
 @dataclass
