@@ -12,6 +12,7 @@ from rewards.case_reference import case_reference
 from rewards.claims.claim import claim_text
 from rewards.claims.regions import cited_boxes, shares_of_image
 from rewards.scorer import InvalidInput
+from rewards.turns import parts_of
 from rl.report.markup import Markup, element
 from rl.report.trace import SYMBOLS
 from rl.report.trajectory import all_evidence
@@ -60,7 +61,7 @@ def _reference_boxes(task: Task) -> Iterator[DrawnBox]:
     except InvalidInput:  # what it is scored by has said so
         return
     for region in regions:
-        shares = shares_of_image(region.box, region.coordinates, region.image, task.images)
+        shares = shares_of_image(region.box, region.coordinates, region.image, task.all_images)
         yield DrawnBox(image=region.image, box=shares, tone=_REFERENCE, label=region.label or "reference")
 
 
@@ -78,15 +79,17 @@ def _answer_boxes(item: ScoredTrajectory | Unscored) -> Iterator[DrawnBox]:
 
 
 def _cited_boxes(item: ScoredTrajectory | Unscored, coordinates: Coordinates) -> Iterator[DrawnBox]:
-    trajectory = item.trajectory
-    if not trajectory.images:
+    images = item.trajectory.images
+    if not images:
         return
     said = [one.evidence for one in all_evidence(item)]
-    for cited in cited_boxes(claim_text(trajectory.text).before_answer):
-        about = [each.verdict for each in said if each.start < cited.span.end and cited.span.start < each.end]
-        tone = min(about, key=list(SYMBOLS).index, default=_CITED)  # the gravest, as the trace colours it
-        shares = shares_of_image(cited.box, coordinates, cited.image, trajectory.images)
-        yield DrawnBox(image=cited.image, box=shares, tone=tone, label=f"cited {cited.span.text}")
+    for turn in parts_of(item.trajectory, "each"):
+        for cited in cited_boxes(claim_text(turn.trajectory.text).before_answer):
+            start, end = turn.start + cited.span.start, turn.start + cited.span.end
+            about = [each.verdict for each in said if each.start < end and start < each.end]
+            tone = min(about, key=list(SYMBOLS).index, default=_CITED)  # the gravest, as the trace colours it
+            shares = shares_of_image(cited.box, coordinates, cited.image, images)
+            yield DrawnBox(image=cited.image, box=shares, tone=tone, label=f"cited {cited.span.text}")
 
 
 def picture(image: EncodedImage, source: str, alt: str, boxes: Sequence[DrawnBox]) -> Markup:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rl.report.regions import both_boxes
+from rl.report.regions import both_boxes, drawn_boxes
 from rl.report.run import write_report
-from rl.types import Group, ScoredTrajectory
+from rl.types import Evidence, Group, Message, Score, ScoredTrajectory, ScoreRecord
 from rollouts.log import LoggedStep, write_step
+from tests.rewards.conftest import a_conversation
 from tests.rl.report.test_run import ATTACK, Page
 from tests.rl.view.conftest import a_box, a_case, scored
 
@@ -68,6 +69,23 @@ def test_before_and_after_training_each_keep_their_own_boxes_and_share_the_other
 def test_two_that_say_the_same_have_every_box_once() -> None:
     same = item(answer="[32, 0, 64, 32]")
     assert [box.when for box in both_boxes(same, same)] == [""] * 4
+
+
+def test_boxes_of_later_turns_are_drawn_over_the_images_of_follow_ups() -> None:
+    """The follow-up's image has 64x32 pixels too: [16, 8, 32, 16] is a quarter to a half of it, each way."""
+    first = item(answer="none", cited="[0, 0, 16, 8]")
+    told = Message(text="And here?", images=first.trajectory.task.images)
+    made = a_conversation(first.trajectory, (told, "<think>Image 2 has it at [16, 8, 32, 16].</think>"))
+    task = replace(made.task, reference={"regions": [{"box": [16, 8, 32, 16], "image": 1}]})
+    there = Evidence(claim="x", verdict="supported", start=made.text.index("[16"), end=len(made.text))
+    record = ScoreRecord(scorer="s", version="v", outcome="scored", score=Score(1.0, evidence=(there,)))
+    drawn = drawn_boxes(replace(first, trajectory=replace(made, task=task), scores={"s": record}))
+    assert [(box.image, box.box, box.tone) for box in drawn if box.tone != "answer"] == [
+        (1, (0.25, 0.25, 0.5, 0.5), "reference"),
+        (0, (0.0, 0.0, 0.5, 1.0), "reference"),  # the key
+        (0, (0.0, 0.0, 0.25, 0.25), "cited"),
+        (1, (0.25, 0.25, 0.5, 0.5), "supported"),
+    ]
 
 
 @pytest.mark.parametrize("made", ["run", "replay"])
