@@ -156,7 +156,10 @@ class RewardService:
     async def _ask(self, configured: ConfiguredScorer, trajectory: Trajectory) -> tuple[Attempt, float]:
         """What came of all that the scorer reads of the trajectory, asked at once, and the seconds that all took."""
         parts = parts_of(trajectory, configured.turns)
-        made = await asyncio.gather(*(self._ask_of(configured, part.trajectory) for part in parts))
+        asking = [self._ask_of(configured, part.trajectory) for part in parts]
+        made = (
+            [await asking[0]] if len(asking) == 1 else await asyncio.gather(*asking)
+        )  # a task costs as much as a rule
         attempts = [attempted for attempted, _ in made]
         counted = configured.scorer.counted_metrics
         return joined(parts, attempts, counted_metrics=counted), sum(duration_s for _, duration_s in made)
