@@ -51,6 +51,11 @@ class FollowUp:
     end_of_turn: int | None
 
 
+def turn_seed(seed: int, turn: int) -> int:
+    """Of a turn, from 0, of a sample: two turns that drew the same random numbers would not be independent."""
+    return int(np.random.SeedSequence([seed, turn]).generate_state(1)[0] >> 1) if turn else seed
+
+
 class Dialogue:
     """Sample ``index`` of a request.
 
@@ -90,9 +95,7 @@ class Dialogue:
 
     @property
     def seed(self) -> int:
-        """Of this turn: two turns that drew the same random numbers would not be independent."""
-        seed = self.request.seed + self.index
-        return int(np.random.SeedSequence([seed, self.turn]).generate_state(1)[0] >> 1) if self.turn else seed
+        return turn_seed(self.request.seed + self.index, self.turn)
 
     @property
     def left_tokens(self) -> int:

@@ -34,11 +34,12 @@ class ChatFault(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A message and why it ended; ``stopped_by`` is what the server names as the stop, "" where that was no string, and
-    None where it does not say."""
+    None where it does not say. ``completion_tokens`` is 0 where it does not say how many tokens it wrote."""
 
     message: Mapping[str, Any]
     finish_reason: str
     stopped_by: str | None
+    completion_tokens: int
 
 
 def chat_connections(endpoint: Endpoint) -> httpx2.AsyncClient:
@@ -82,11 +83,13 @@ async def chat_choice(
 
 def _first_choice(content: bytes) -> Choice:
     try:
-        choice = json.loads(content)["choices"][0]
+        reply = json.loads(content)
+        choice = reply["choices"][0]
         return Choice(
             message={**choice["message"]},
             finish_reason=str(choice.get("finish_reason")),
             stopped_by=_stopped_by(choice),
+            completion_tokens=_completion_tokens(reply.get("usage")),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ChatFault(f"sent no chat completion: {type(error).__name__}: {error}", refused=True) from None
@@ -97,6 +100,11 @@ def _stopped_by(choice: Mapping[str, Any]) -> str | None:
         if name in choice:
             return choice[name] if isinstance(choice[name], str) else ""
     return None
+
+
+def _completion_tokens(usage: Any) -> int:
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _refusal(response: httpx2.Response, content: bytes) -> ChatFault:

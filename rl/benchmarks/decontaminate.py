@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 from rl.types import EncodedImage, Task
 
@@ -21,30 +22,49 @@ def contaminated(
     """Task id → how it overlaps, for every task of the benchmark that shares a run of ``ngram_words`` words, its whole
     question where that is shorter, or an image, pixel by pixel, with a training task.
 
-    Texts are compared by their words without case and punctuation. Memory grows with the benchmark alone, time with
-    the words of both.
+    Texts are compared by their words without case and punctuation. Follow-ups count like the question, but for what
+    several tasks of the benchmark say alike, such as a doubt. Memory grows with the benchmark alone, time with the
+    words of both.
     """
-    by_run: dict[int, set[str]] = {}
+    by_run = _tasks_by_run(benchmark, ngram_words)
     by_image: dict[str, set[str]] = {}
     for task in benchmark:
-        for run in _runs(task, ngram_words):
-            by_run.setdefault(run, set()).add(task.id)
-        for image in task.images:
+        for image in _images(task):
             by_image.setdefault(pixel_hash(image), set()).add(task.id)
-    lengths = {length for task in benchmark if (length := _length(task, ngram_words))}
+    lengths = {length for task in benchmark for text in _texts(task) if (length := _length(text, ngram_words))}
     found: dict[str, str] = {}
     hashes: dict[bytes, str] = {}  # many tasks ask about one image
     for task in training:
-        words = _words(task.question)
-        for length in lengths:
+        for words, length in product(map(_words, _texts(task)), lengths):
             for run in _hashes(words, length):
                 found |= {id: f"words of training task {task.id}" for id in by_run.get(run, ()) if id not in found}
-        for image in task.images if by_image else ():
+        for image in _images(task) if by_image else ():
             if image.content not in hashes:
                 hashes[image.content] = pixel_hash(image)
             same = by_image.get(hashes[image.content], ())
             found |= {id: f"image of training task {task.id}" for id in same if id not in found}
     return found
+
+
+def _tasks_by_run(benchmark: Sequence[Task], ngram_words: int) -> dict[int, set[str]]:
+    asked: dict[int, set[str]] = {}
+    said: dict[int, set[str]] = {}
+    for task in benchmark:
+        for number, text in enumerate(_texts(task)):
+            for run in _runs(text, ngram_words):
+                (said if number else asked).setdefault(run, set()).add(task.id)
+    for run, ids in said.items():
+        if len(ids) == 1:
+            asked.setdefault(run, set()).update(ids)
+    return asked
+
+
+def _texts(task: Task) -> list[str]:
+    return [task.question, *(message.text for message in task.follow_ups)]
+
+
+def _images(task: Task) -> list[EncodedImage]:
+    return [*task.images, *(image for message in task.follow_ups for image in message.images)]
 
 
 def pixel_hash(image: EncodedImage) -> str:
@@ -53,14 +73,14 @@ def pixel_hash(image: EncodedImage) -> str:
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
-def _runs(task: Task, ngram_words: int) -> Iterator[int]:
-    length = _length(task, ngram_words)
-    return _hashes(_words(task.question), length) if length else iter(())
+def _runs(text: str, ngram_words: int) -> Iterator[int]:
+    length = _length(text, ngram_words)
+    return _hashes(_words(text), length) if length else iter(())
 
 
-def _length(task: Task, ngram_words: int) -> int:
-    """How many words must be shared; 0 where a question is too short to tell."""
-    words = len(_words(task.question))
+def _length(text: str, ngram_words: int) -> int:
+    """How many words must be shared; 0 where a text is too short to tell."""
+    words = len(_words(text))
     return min(words, ngram_words) if words >= MIN_WORDS else 0
 
 

@@ -1,7 +1,11 @@
 """Any model behind an OpenAI-compatible server in the place of the rollout workers: same prompts, same trajectories.
 
-A request that fails for good is a lost answer: its trajectory ends in ``abort``, which no scorer scores, and ``lost``
-says why. It is never a wrong answer.
+A request that fails for good is a lost answer, in whichever turn: its trajectory ends in ``abort``, which no scorer
+scores, and ``lost`` says why. It is never a wrong answer.
+
+A task's follow-ups are put after the whole of each reply, its reasoning included, as before an engine's next turn.
+``max_tokens`` bounds all turns together by the completion tokens that the server reports. One that does not is taken to
+have written a token for every byte, which no tokenizer exceeds, so that its dialogues end early rather than late.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,8 @@ import numpy as np
 from rewards.judge import Endpoint
 from rewards.judges.chat import ChatFault, Choice, chat_choice, chat_connections
 from rewards.judges.prompt import data_url
-from rl.types import FinishReason, Task, Trajectory
+from rl.types import TURN_BREAK, EncodedImage, FinishReason, Message, Observation, Task, Trajectory
+from rollouts.dialogue import turn_seed
 from rollouts.engine import GenerationRequest
 from rollouts.prompts import chat_messages
 
@@ -35,12 +40,37 @@ _FINISHED: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 class _Reply:
     text: str
     finish_reason: FinishReason
+    tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Conversation:
+    """What was said so far: ``messages`` for the server, text and observations for the trajectory."""
+
+    messages: list[dict[str, Any]]
+    left_tokens: int
+    text: str = ""
+    finish_reason: FinishReason = "abort"
+    observations: tuple[Observation, ...] = ()
+
+    def add(self, reply: _Reply) -> None:
+        as_utf8 = reply.text.encode(errors="replace").decode()  # a lone surrogate cannot be sent
+        self.messages.append({"role": "assistant", "content": as_utf8})
+        self.text += reply.text
+        self.finish_reason = reply.finish_reason
+        self.left_tokens -= reply.tokens
+
+    def tell(self, message: Message) -> None:
+        content = [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]
+        self.messages.append(_openai_message("user", content, iter(message.images)))
+        self.observations += (Observation(message=message, place=len(self.text)),)
+        self.text += TURN_BREAK
 
 
 @dataclass(kw_only=True)
 class EndpointPool:
-    """Asks ``endpoint`` for completions. Each sample is a request of its own, tried ``attempts`` times for at most
-    ``timeout_s`` each; ``parameters`` go into every request as they are.
+    """Asks ``endpoint`` for completions. Each turn of each sample is a request of its own, tried ``attempts`` times for
+    at most ``timeout_s`` each; ``parameters`` go into every request as they are.
 
     ``lost`` grows by the id and the reason of every trajectory that no reply came for.
     """
@@ -74,13 +104,14 @@ class EndpointPool:
         self, http: httpx2.AsyncClient, places: asyncio.Semaphore, request: GenerationRequest, sample: int
     ) -> Trajectory:
         name = f"{request.id}/{sample}"
+        said = _Conversation(messages=openai_messages(request.task), left_tokens=request.sampling.max_tokens)
         async with places:
             started = time.perf_counter()
             try:
-                reply = await self._asked(http, self._body(request, sample))
+                await self._converse(http, request, sample, said)
             except ChatFault as fault:
                 self.lost[name] = str(fault)
-                reply = _Reply("", "abort")
+                said.finish_reason = "abort"
         nothing = np.empty(0, dtype=np.int32)
         return Trajectory(
             id=name,
@@ -90,24 +121,41 @@ class EndpointPool:
             completion_token_ids=nothing,
             completion_mask=np.empty(0, dtype=bool),
             rollout_logprobs=np.empty(0, dtype=np.float32),
-            text=reply.text,
-            finish_reason=reply.finish_reason,
+            text=said.text,
+            finish_reason=said.finish_reason,
             policy_version=-1,
             seed=request.seed + sample,
             sampling=request.sampling,
             duration_s=time.perf_counter() - started,
             source=f"endpoint {self.endpoint.model}",
+            observations=said.observations,
         )
 
-    def _body(self, request: GenerationRequest, sample: int) -> dict[str, Any]:
+    async def _converse(
+        self, http: httpx2.AsyncClient, request: GenerationRequest, sample: int, said: _Conversation
+    ) -> None:
+        """Ask for every turn until one is cut, nothing is left to say, or no token to say it in, which cuts it too.
+
+        Raises ChatFault where a reply is lost.
+        """
+        said.add(await self._asked(http, self._body(request, sample, said)))
+        for message in request.task.follow_ups:
+            if said.left_tokens <= 0:
+                said.finish_reason = "length"
+            if said.finish_reason == "length":
+                return
+            said.tell(message)
+            said.add(await self._asked(http, self._body(request, sample, said)))
+
+    def _body(self, request: GenerationRequest, sample: int, said: _Conversation) -> dict[str, Any]:
         sampling = request.sampling
         body = {
             "model": self.endpoint.model,
-            "messages": openai_messages(request.task),
+            "messages": said.messages,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": (request.seed + sample) % 2**31,
+            "max_tokens": said.left_tokens,
+            "seed": turn_seed(request.seed + sample, len(said.observations)) % 2**31,
         }
         optional = {"stop": list(sampling.stop), "top_k": sampling.top_k}
         asked = body | {name: value for name, value in optional.items() if value} | dict(self.parameters)
@@ -137,15 +185,16 @@ class EndpointPool:
 def openai_messages(task: Task) -> list[dict[str, Any]]:
     """The chat of `chat_messages` in OpenAI's form: text alone as text, images as data URLs before it."""
     images = iter(task.images)
-    messages = []
-    for message in chat_messages(task):
-        parts = [
-            {"type": "image_url", "image_url": {"url": data_url(next(images))}} if part["type"] == "image" else part
-            for part in message["content"]
-        ]
-        alone = len(parts) == 1 and parts[0]["type"] == "text"
-        messages.append({"role": message["role"], "content": parts[0]["text"] if alone else parts})
-    return messages
+    return [_openai_message(message["role"], message["content"], images) for message in chat_messages(task)]
+
+
+def _openai_message(role: str, content: Sequence[dict[str, Any]], images: Iterator[EncodedImage]) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": data_url(next(images))}} if part["type"] == "image" else part
+        for part in content
+    ]
+    alone = len(parts) == 1 and parts[0]["type"] == "text"
+    return {"role": role, "content": parts[0]["text"] if alone else parts}
 
 
 def _read(choice: Choice, stops: Sequence[str]) -> _Reply:
@@ -160,7 +209,9 @@ def _read(choice: Choice, stops: Sequence[str]) -> _Reply:
     thought = f"<think>{reasoning}</think>" if isinstance(reasoning, str) else ""
     within_reasoning = thought and text is None  # a stop in there is left as it is
     ending = "" if within_reasoning else _ending(choice, text or "", stops)
-    return _Reply(thought + (text or "") + ending, _FINISHED.get(finished, "unknown"))
+    written = thought + (text or "") + ending
+    tokens = choice.completion_tokens or len(written.encode(errors="replace"))
+    return _Reply(written, _FINISHED.get(finished, "unknown"), tokens)
 
 
 def _ending(choice: Choice, text: str, stops: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rl.benchmarks.results import RESULTS, task_values
 from rl.benchmarks.statistics import Paired, paired_test
 from rl.errors import LogError
 from rl.run_folder import write_summary
-from rl.types import Task
+from rl.types import Message, Task
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -54,5 +53,6 @@ def _compared(before: Path, after: Path) -> Paired:
     )
 
 
-def _asked(task: Task) -> tuple[str, Mapping[str, Any], list[str]]:
-    return task.question, task.answer, [image.sha256 for image in task.images]
+def _asked(task: Task) -> tuple[Any, ...]:
+    messages = (Message(text=task.question, images=task.images), *task.follow_ups)
+    return task.answer, [(each.text, [image.sha256 for image in each.images]) for each in messages]

@@ -17,7 +17,7 @@ from rewards.service import RewardService
 from rl.benchmarks.endpoint import EndpointPool
 from rl.collect import make_requests
 from rl.errors import ConfigError
-from rl.types import EncodedImage, SamplingParams, ScoredTrajectory, Task, Trajectory
+from rl.types import EncodedImage, Message, SamplingParams, ScoredTrajectory, Task, Trajectory
 from tests.rewards.fake_judge import Answer, FakeServer, serve
 from tests.samples import a_task, a_trajectory
 
@@ -63,6 +63,88 @@ async def test_samples_of_one_task_differ_by_their_seed() -> None:
         found = await asked(pool_of(server), num_samples=3)
     assert len({trajectory.text for trajectory in found}) == 3
     assert [trajectory.id for trajectory in found] == [f"eval-000000-0000/{sample}" for sample in range(3)]
+
+
+def replied(text: str, *, tokens: Any = None, finish_reason: str = "stop") -> Answer:
+    """A reply for which the server reports so many completion tokens."""
+    reply = {"choices": [{"message": {"content": text}, "finish_reason": finish_reason}]}
+    return Answer(
+        body=json.dumps(reply | ({"usage": {"completion_tokens": tokens}} if tokens is not None else {})).encode()
+    )
+
+
+DOUBTED = a_task(follow_ups=(Message(text="Sure?"), Message(text="And now?")))
+
+
+async def test_what_the_user_says_next_is_put_after_each_reply_until_all_is_said() -> None:
+    image = EncodedImage(content=b"\x89PNG..", width=4, height=3)
+    replies = iter([replied("<think>x</think>yes", tokens=10), replied("no", tokens=20), replied("yes", tokens=1)])
+    task = a_task(follow_ups=(Message(text="Sure?"), Message(text="And here?", images=(image,))))
+    with serve(lambda _: next(replies)) as server:
+        (found,) = await asked(pool_of(server), task)
+    first, second, third = (body["messages"] for body in server.requests)
+    assert second == [
+        *first,
+        {"role": "assistant", "content": "<think>x</think>yes"},
+        {"role": "user", "content": "Sure?"},
+    ]
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORy4u"}}
+    assert third[len(second) :] == [
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": [shown, {"type": "text", "text": "And here?"}]},
+    ]
+    assert [body["max_tokens"] for body in server.requests] == [64, 54, 34]  # 64, less 10, less 20
+    assert len({body["seed"] for body in server.requests}) == 3
+    assert found.turns == ("<think>x</think>yes", "no", "yes") and found.finish_reason == "stop"
+    assert [each.message for each in found.observations] == list(task.follow_ups)
+
+
+@pytest.mark.parametrize(
+    ("replies", "most", "turns", "finish_reason"),
+    [
+        # 64 tokens in all; what the policy would be told is not told where it could say nothing to it.
+        ([replied("yes", tokens=64)], [64], ("yes",), "length"),
+        (
+            [replied("yes", tokens=40), replied("n", tokens=24, finish_reason="length")],
+            [64, 24],
+            ("yes", "n"),
+            "length",
+        ),
+        ([replied("y", tokens=9, finish_reason="length")], [64], ("y",), "length"),
+        # Bytes where tokens are not reported: 2 an umlaut, hence 20, and 44 are left; 3 more, and 41 are.
+        ([replied("ä" * 10), replied("yes"), replied("no")], [64, 44, 41], ("ä" * 10, "yes", "no"), "stop"),
+        (
+            [replied("yes", tokens=0), replied("yes", tokens="9"), replied("no")],
+            [64, 61, 58],
+            ("yes", "yes", "no"),
+            "stop",
+        ),
+    ],
+)
+async def test_the_token_limit_bounds_all_turns_together(
+    replies: list[Answer], most: list[int], turns: tuple[str, ...], finish_reason: str
+) -> None:
+    left = iter(replies)
+    with serve(lambda _: next(left)) as server:
+        (found,) = await asked(pool_of(server), DOUBTED)
+    assert [body["max_tokens"] for body in server.requests] == most
+    assert (found.turns, found.finish_reason) == (turns, finish_reason)
+
+
+async def test_a_reply_that_is_lost_in_a_later_turn_loses_the_answer() -> None:
+    replies = iter([replied("yes"), Answer("", status=400, body=b"too long")])
+    with serve(lambda _: next(replies)) as server:
+        (found,) = await asked(pool := pool_of(server), DOUBTED)
+    assert (found.turns, found.finish_reason) == (("yes", ""), "abort")
+    assert pool.lost == {found.id: "HTTP 400 too long (attempt 1 of 4)"}
+
+
+async def test_what_cannot_be_sent_back_as_it_is_loses_nothing() -> None:
+    replies = iter([replied("a\ud800b"), replied("yes"), replied("yes")])
+    with serve(lambda _: next(replies)) as server:
+        (found,) = await asked(pool_of(server), DOUBTED)
+    assert server.requests[1]["messages"][2]["content"] == "a?b"
+    assert found.turns == ("a\ud800b", "yes", "yes")
 
 
 async def test_a_passing_fault_is_tried_again() -> None:

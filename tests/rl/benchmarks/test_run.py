@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from jsonschema import Draft202012Validator
 import rl.benchmarks.endpoint
 from rl.benchmarks.run import entity_frequencies
 from rl.cli import main
+from rl.types import Message
 from rollouts.chat_server import ChatServer, ChatServerSettings
-from rollouts.log import iter_rows
+from rollouts.log import iter_rows, read_step, write_step
 from tests.rewards.fake_judge import Answer, FakeServer, obedient, serve, user_text, verdict
 from tests.rl.conftest import medrl
 from tests.samples import a_task
@@ -142,6 +145,15 @@ def test_two_models_are_compared_on_the_tasks_that_both_answered(
     assert (found["tasks"], found["better"], found["worse"], found["test"]) == (7, 3, 0, "exact McNemar")
     assert found["p"] == pytest.approx(0.25)
     assert "p 0.2500 (exact McNemar)" in capsys.readouterr().out
+
+
+def test_a_question_that_goes_on_otherwise_is_another_question(evaluated: Path, tmp_path: Path, capsys: Any) -> None:
+    other = shutil.copytree(evaluated, tmp_path / "other")
+    logged = read_step(other / "sums", 0, kind="eval")
+    doubted = [replace(each, task=replace(each.task, follow_ups=(Message(text="Sure?"),))) for each in logged.groups]
+    write_step(other / "sums", replace(logged, groups=doubted))
+    assert main(["compare", str(evaluated), str(other)]) == 2
+    assert "is another question in" in capsys.readouterr().err
 
 
 def test_several_samples_give_pass_at_k_and_a_majority(benchmark: Path, tmp_path: Path) -> None:
