@@ -370,6 +370,6 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         before, after = summary[f"{name}_before"], summary[f"{name}_after"]
         return f"held-out {name} " + ("not evaluated" if before is None else f"{before:.3f} -> {after:.3f}")
 
-    yardstick = summary.get("yardstick_accuracy")
+    yardstick = summary.get("yardstick_accuracy") if summary["accuracy_after"] is not None else None
     beside = f" (logistic regression on the same measurements: {yardstick:.3f})" if yardstick is not None else ""
     return f"{summary['steps']} steps in {summary['wall_s']:.0f} s: {change('accuracy')}{beside}, {change('reward')}"
