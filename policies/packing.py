@@ -2,13 +2,15 @@
 
 Packed, all rows of a pass stand one after the other in a single sequence without padding: in each the shared prefix
 and its images stand once, positions restart at every completion, and each completion attends to the prefix and to
-itself (`policies.attention`). Plain, a row is one trajectory, padded to the longest, and masks and positions are the
-model's own.
+itself (`policies.attention`). An image that stands in several places, as one does that every trajectory of a group was
+shown after its first turn, runs through the vision tower once. Plain, a row is one trajectory, padded to the longest,
+and masks and positions are the model's own.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +29,9 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 class MicroBatch:
     """One forward pass. ``token`` runs along a row, ``loss_token`` over all trained tokens of all rows, in row order.
 
-    Shapes: ``input_ids`` int64 [row, token], packed [1, token]; ``model_inputs`` whatever else the model takes
-    (attention, positions, images); ``predictors`` int64 [loss_token], the flat index into row x token of the hidden
+    Shapes: ``input_ids`` int64 [row, token], packed [1, token]; ``model_inputs`` whatever else the decoder takes
+    (attention, positions), ``vision_inputs`` what the vision tower does, and ``image_places`` which of its images each
+    is that stands among the tokens; ``predictors`` int64 [loss_token], the flat index into row x token of the hidden
     state that predicts each trained token; ``targets`` int64 [loss_token]; ``sample_ids`` int64 [loss_token], which
     sample of ``indices`` it belongs to; ``rollout_logprobs`` float32 [loss_token]; ``advantages`` float32 [sample].
     ``head_chunks`` is how often the head is called at least, so that all ranks call it equally often; ``weight`` is 0
@@ -37,6 +40,8 @@ class MicroBatch:
 
     input_ids: torch.Tensor
     model_inputs: dict[str, Any]
+    vision_inputs: dict[str, Any]
+    image_places: tuple[int, ...]
     predictors: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
@@ -60,6 +65,8 @@ class MicroBatch:
         return MicroBatch(
             input_ids=moved(self.input_ids),
             model_inputs={name: moved(value) for name, value in self.model_inputs.items()},
+            vision_inputs={name: moved(value) for name, value in self.vision_inputs.items()},
+            image_places=self.image_places,
             predictors=moved(self.predictors),
             targets=moved(self.targets),
             sample_ids=moved(self.sample_ids),
@@ -82,6 +89,7 @@ class MicroBatchBuilder:
         self.kernel = kernel
         self.processor = processor
         self.rope_index = getattr(model, "get_rope_index", None)
+        self.repeats_images = kernel is not None and "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         names = ("image_token_id", "image_token_index")
         self.image_token_id: int = next(
             (i for name in names if (i := getattr(model.config, name, None)) is not None), -1
@@ -101,14 +109,19 @@ class MicroBatchBuilder:
 
     def build(self, rows: Sequence[Row], *, head_chunks: int = 1, weight: float = 1.0) -> MicroBatch:
         """Tensors for ``rows``; ``weight`` 0 makes a pass that trains nothing."""
-        model_inputs = self._vision_inputs([image for row in rows for image in row.images])
+        images, image_places = self._images([image for row in rows for image in row.images])
+        vision_inputs = self._vision_inputs(images)
+        model_inputs: dict[str, Any] = {}
         lengths = [row.length for row in rows]
         if self.kernel is not None:
             starts = [sum(lengths[:place]) for place in range(len(rows))]
             input_ids = torch.from_numpy(np.concatenate([row.token_ids for row in rows]))[None]
             trees = [Tree(row.shared_tokens, row.rests) for row in rows]
             model_inputs["packed"] = packed_attention(trees, kernel=self.kernel)
-            model_inputs["position_ids"] = self._positions(rows, model_inputs)
+            grids = vision_inputs.get("image_grid_thw", ())
+            model_inputs["position_ids"] = self._positions(
+                rows, [grids[place] for place in image_places] if len(grids) else []
+            )
         else:
             starts = [place * max(lengths) for place in range(len(rows))]
             input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
@@ -120,12 +133,22 @@ class MicroBatchBuilder:
         return MicroBatch(
             input_ids=input_ids,
             model_inputs=model_inputs,
+            vision_inputs=vision_inputs,
+            image_places=image_places,
             advantages=torch.tensor([sample.advantage for row in rows for sample in row.samples], dtype=torch.float32),
             indices=tuple(index for row in rows for index in row.indices),
             head_chunks=head_chunks,
             weight=weight,
             **_loss_tokens(rows, starts),
         )
+
+    def _images(self, shown: Sequence[EncodedImage]) -> tuple[list[EncodedImage], tuple[int, ...]]:
+        """The images to be encoded, and which of them each that is shown is."""
+        if not self.repeats_images:
+            return list(shown), tuple(range(len(shown)))
+        numbers: dict[bytes, int] = {}
+        places = tuple(numbers.setdefault(image.content, len(numbers)) for image in shown)
+        return [shown[places.index(number)] for number in range(len(numbers))], places
 
     def _vision_inputs(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
         """What the model takes for images."""
@@ -146,10 +169,12 @@ class MicroBatchBuilder:
         pictures = [image.decode() for image in images]
         return self.processor(text=[text], images=[pictures], add_special_tokens=False, return_tensors="pt")
 
-    def _positions(self, rows: Sequence[Row], vision: dict[str, Any]) -> torch.Tensor:
-        """Positions int64 [1, token], or [4, 1, token] (text, time, height, width) where the model has 3D ones."""
+    def _positions(self, rows: Sequence[Row], grids: list[torch.Tensor]) -> torch.Tensor:
+        """Positions int64 [1, token], or [4, 1, token] (text, time, height, width) where the model has 3D ones.
+
+        ``grids`` are those of the images among the tokens.
+        """
         parts = []
-        grids = list(vision.get("image_grid_thw", ()))
         for row in rows:
             for number, sample in enumerate(row.samples):
                 positions = torch.arange(len(sample.token_ids))[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ class PolicyModel(torch.nn.Module):
         """Float32 [loss_token] each."""
         causal = base_model(self.model)
         dtype = next(causal.parameters()).dtype
-        inputs = {
+        vision = {
             name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-            for name, value in micro.model_inputs.items()
+            for name, value in micro.vision_inputs.items()
         }
+        if len(set(micro.image_places)) < len(micro.image_places):
+            features = causal.model.get_image_features(**vision, return_dict=True)
+            vision = {"mm_encoder_outputs": {"image": placed_features(features, micro.image_places)}}
+        inputs = {**micro.model_inputs, **vision}
         hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
         return token_logprobs(
             hidden.flatten(0, 1)[micro.predictors],
@@ -40,3 +45,20 @@ class PolicyModel(torch.nn.Module):
             min_chunks=micro.head_chunks,
             entropy_gradient=self.entropy_gradient,
         )
+
+
+def placed_features(features: Any, places: Sequence[int]) -> Any:
+    """What the vision tower made of each image, put at every place where the image stands.
+
+    ``features`` as transformers gives them: ``pooler_output`` has [token, channel] for each image. Where the decoder
+    takes some between its layers too, ``deepstack_features`` has all images' on end, [token, channel] for each layer.
+    """
+    lengths = [len(each) for each in features.pooler_output]
+
+    def placed(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [parts[place] for place in places]
+
+    features.pooler_output = placed(features.pooler_output)
+    if layers := getattr(features, "deepstack_features", None):
+        features.deepstack_features = [torch.cat(placed(layer.split(lengths))) for layer in layers]
+    return features

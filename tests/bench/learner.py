@@ -131,7 +131,8 @@ class BareUpdate:
         self.optimizer.zero_grad()
 
     def loss(self, micro: Any) -> torch.Tensor:
-        hidden = self.model.model(input_ids=micro.input_ids, use_cache=False, **micro.model_inputs).last_hidden_state
+        inputs = {**micro.model_inputs, **micro.vision_inputs}
+        hidden = self.model.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
         logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[micro.predictors])
         logprobs = logits.log_softmax(-1).gather(1, micro.targets[:, None])[:, 0]
         ratios = (logprobs - logprobs.detach()).exp()

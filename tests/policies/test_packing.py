@@ -27,6 +27,8 @@ class _Model:
     class config:
         image_token_id = 9
 
+    def forward(self, input_ids: Any) -> None: ...
+
 
 BUILDER = MicroBatchBuilder(_Model(), None, kernel="sdpa")
 GROUP = [a_sample([4, 5], advantage=1.0), a_sample([6, 7, 8], advantage=-1.0)]
@@ -215,6 +217,23 @@ def test_packed_logprobs_and_gradients_equal_the_plain_ones(policy: Any, traject
         packed = _update(policy, samples, packing=True)
         assert set(packed[0]) == set(range(len(samples)))
         _assert_same(packed, plain)
+
+
+@pytest.mark.slow
+def test_an_image_runs_through_the_vision_tower_once_wherever_it_stands(policy: Any) -> None:
+    model, processor = policy
+    samples = _multi_turn(np.random.default_rng(0), processor)
+    packed = MicroBatchBuilder(model.model, processor, kernel="sdpa")
+    micro = packed.build(packed.rows(samples))
+    # In order: the scan, which the first group shares; crops 0, 0 and 2, 1, 2 and 0, none; then the scan and crop 0,
+    # which all of the second group share.
+    assert micro.image_places == (0, 1, 1, 2, 3, 2, 1, 0, 1)
+    assert [len(sizes) for name, sizes in micro.vision_inputs.items() if name in ("image_sizes", "image_grid_thw")] == [
+        4
+    ]
+    plain = MicroBatchBuilder(model.model, processor, kernel=None)
+    one_by_one = plain.build(plain.rows(samples))
+    assert one_by_one.image_places == tuple(range(sum(len(sample.images) for sample in samples)))
 
 
 @pytest.mark.slow
