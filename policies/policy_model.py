@@ -50,15 +50,14 @@ class PolicyModel(torch.nn.Module):
 def placed_features(features: Any, places: Sequence[int]) -> Any:
     """What the vision tower made of each image, put at every place where the image stands.
 
-    ``features`` as transformers gives them: ``pooler_output`` has [token, channel] for each image. Where the decoder
-    takes some between its layers too, ``deepstack_features`` has all images' on end, [token, channel] for each layer.
+    ``features`` as transformers gives them: ``pooler_output`` has [token, channel] for each image, and so has each
+    layer of ``deepstack_features``, which a decoder takes between its own.
     """
-    lengths = [len(each) for each in features.pooler_output]
 
-    def placed(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [parts[place] for place in places]
+    def placed(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [images[place] for place in places]
 
     features.pooler_output = placed(features.pooler_output)
     if layers := getattr(features, "deepstack_features", None):
-        features.deepstack_features = [torch.cat(placed(layer.split(lengths))) for layer in layers]
+        features.deepstack_features = [placed(layer) for layer in layers]
     return features

@@ -32,7 +32,7 @@ hypothesis.settings.register_profile("medrl", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("medrl")
 
 
-MODELS = frozenset({"tiny_policy", "tiny_qwen"})
+MODELS = frozenset({"tiny_policy", "tiny_qwen", "tiny_qwen3"})
 """Fixtures that build a model: a test that asks for one is slow."""
 LONGEST = "test_killed"
 
@@ -107,3 +107,11 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_qwen import build_tiny_qwen
 
     return build_tiny_qwen(tmp_path_factory.mktemp("policies") / "qwen", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One more, whose decoder takes images between its layers too."""
+    from tests.tiny_qwen import build_tiny_qwen3
+
+    return build_tiny_qwen3(tmp_path_factory.mktemp("policies") / "qwen3", seed=0)

@@ -1,7 +1,8 @@
-"""A Qwen2.5-VL of half a million random weights: a policy of another architecture than the presets'.
+"""A Qwen2.5-VL and a Qwen3-VL of half a million random weights: policies of other architectures than the presets'.
 
-It differs where it matters: three-dimensional rotary positions, images as flat patches with their grid, a vision tower
-with windows, weights that the checkpoint names otherwise than the model.
+They differ where it matters: three-dimensional rotary positions, images as flat patches with their grid, weights that
+the checkpoint names otherwise than the model; the first has a vision tower with windows, the second one whose features
+enter the decoder between its layers, and positions whose axes take turns.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ def build_tiny_qwen(out: Path, *, seed: int) -> Path:
     return out
 
 
+def build_tiny_qwen3(out: Path, *, seed: int) -> Path:
+    """The same for Qwen3-VL."""
+    import torch
+    from transformers import Qwen3VLForConditionalGeneration
+
+    tokenizer = _tokenizer()
+    torch.manual_seed(seed)
+    Qwen3VLForConditionalGeneration(_config3(tokenizer)).save_pretrained(out)
+    _processor3(tokenizer).save_pretrained(out)
+    return out
+
+
 def _tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -72,47 +85,83 @@ def _tokenizer() -> Any:
 def _config(tokenizer: Any) -> Any:
     from transformers import Qwen2_5_VLConfig
 
-    vision_start, vision_end, image, video = tokenizer.convert_tokens_to_ids(list(VISION))
-    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": _VOCABULARY,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "initializer_range": _SPREAD,
-            # Of the 16 rotary frequencies of a head 4 turn with time, 6 with height and 6 with width.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            **special,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 2,
-            "out_hidden_size": 128,
-            "window_size": 112,
-            "fullatt_block_indexes": [1],
-            "initializer_range": _SPREAD,
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=vision_start,
-        vision_end_token_id=vision_end,
-        **special,
+        # Of the 16 rotary frequencies of a head 4 turn with time, 6 with height and 6 with width.
+        text_config=_TEXT | _rope(mrope_section=[4, 6, 6]) | _special(tokenizer),
+        vision_config=_VISION | {"window_size": 112, "fullatt_block_indexes": [1]},
+        **_image_ids(tokenizer),
+        **_special(tokenizer),
     )
+
+
+def _config3(tokenizer: Any) -> Any:
+    from transformers import Qwen3VLConfig
+
+    return Qwen3VLConfig(
+        text_config=_TEXT
+        | _rope(mrope_section=[6, 5, 5], mrope_interleaved=True)
+        | {"head_dim": 32}
+        | _special(tokenizer),
+        vision_config=_VISION
+        | {"patch_size": _SIDE_PX // 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 256},
+        **_image_ids(tokenizer),
+        **_special(tokenizer),
+    )
+
+
+_TEXT = {
+    "vocab_size": _VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": _SPREAD,
+}
+_VISION = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": 128,
+    "initializer_range": _SPREAD,
+}
+
+
+def _rope(**sections: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, **sections}}
+
+
+def _special(tokenizer: Any) -> dict[str, Any]:
+    return {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+
+
+def _image_ids(tokenizer: Any) -> dict[str, int]:
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    return dict(zip(names, tokenizer.convert_tokens_to_ids(list(VISION)), strict=True))
 
 
 def _processor(tokenizer: Any) -> Any:
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    size = {"shortest_edge": 4 * _SIDE_PX**2, "longest_edge": 64 * _SIDE_PX**2}  # in pixels, despite the names
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
+        image_processor=Qwen2VLImageProcessor(size=_SIZE),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
+        video_processor=Qwen2VLVideoProcessor(size=_SIZE),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _processor3(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=_SIZE, patch_size=_SIDE_PX // 2),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=_SIZE, patch_size=_SIDE_PX // 2),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+_SIZE = {"shortest_edge": 4 * _SIDE_PX**2, "longest_edge": 64 * _SIDE_PX**2}  # in pixels, despite the names

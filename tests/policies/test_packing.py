@@ -152,9 +152,9 @@ def _policy(path: Path) -> Any:
     return load_policy(str(path))
 
 
-@pytest.fixture(params=["tiny_policy", "tiny_qwen"])
+@pytest.fixture(params=["tiny_policy", "tiny_qwen", "tiny_qwen3"])
 def policy(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A Seed-style VLM, and one with three-dimensional positions: the model and its processor."""
+    """A Seed-style VLM, and two with three-dimensional positions: the model and its processor."""
     model, processor = _policy(request.getfixturevalue(request.param))
     yield model, processor
     model.gradient_checkpointing_disable()

@@ -86,9 +86,9 @@ def test_a_run_of_conversations_is_repeated_and_replayed_bit_for_bit(
 
 
 def test_images_within_a_conversation_have_their_place_in_three_dimensional_positions(
-    config: Path, talk: tuple[str, ...], tiny_qwen: Path, tmp_path: Path
+    config: Path, talk: tuple[str, ...], tiny_qwen3: Path, tmp_path: Path
 ) -> None:
-    train(config, tmp_path / "qwen", *talk, f"policy.path={tiny_qwen}", "learner.ranks=2", "learner.zero_stage=3")
+    train(config, tmp_path / "qwen", *talk, f"policy.path={tiny_qwen3}", "learner.ranks=2", "learner.zero_stage=3")
     assert_learnt_from_as_written(tmp_path / "qwen")
 
 
