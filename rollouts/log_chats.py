@@ -6,15 +6,16 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from rl.types import EncodedImage, ToolCall
+from rl.types import TURN_BREAK, EncodedImage, Message, Observation, ToolCall
 from rollouts.images import read_image
 
 MAX_IMAGE_PIXELS = 4194304
 _SYSTEM = ("system", "developer")
 
-Message = Mapping[str, Any]
+ChatMessage = Mapping[str, Any]
 
 CHAT_SCHEMA: Mapping[str, Any] = {
     "type": "array",
@@ -66,34 +67,37 @@ class Chat:
 
     ``messages`` is the prompt, its images named by hash alone; None where the log has it as one text. ``text`` is all
     that the policy wrote, its turns a blank line apart, reasoning that the API returned beside the content in a
-    ``<think>`` block before it.
+    ``<think>`` block before it; ``observations`` are what the user said between them.
     """
 
-    messages: tuple[Message, ...] | None
+    messages: tuple[ChatMessage, ...] | None
     system: str
     question: str
     images: tuple[EncodedImage, ...]
     text: str
     tool_calls: tuple[ToolCall, ...]
+    observations: tuple[Observation, ...]
 
 
-def read_chat(prompt: str | Sequence[Message], completion: str | Sequence[Message]) -> Chat:
+def read_chat(prompt: str | Sequence[ChatMessage], completion: str | Sequence[ChatMessage]) -> Chat:
     """Raises ValueError or TaskError for an image that is not inline, or is none, and for malformed tool arguments."""
     turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     asked = [] if isinstance(prompt, str) else prompt
     images = tuple(_images(asked))
     names = iter([image.sha256 for image in images])
+    text, observations = _spoken(turns)
     return Chat(
         messages=tuple({**each, "content": _named_images(each.get("content"), names)} for each in asked) or None,
         system="\n\n".join(_text(each) for each in asked if each["role"] in _SYSTEM),
         question=prompt if isinstance(prompt, str) else _question([m for m in asked if m["role"] not in _SYSTEM]),
         images=images,
-        text="\n\n".join(filter(None, map(_written, turns))),
+        text=text,
         tool_calls=tuple(_tool_calls(turns)),
+        observations=observations,
     )
 
 
-def split_chat(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
+def split_chat(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], Sequence[ChatMessage]]:
     """Prompt and completion: what follows the last message of the user. Raises ValueError where no answer does."""
     start = max((index + 1 for index, message in enumerate(messages) if message["role"] == "user"), default=0)
     if not any(message["role"] == "assistant" for message in messages[start:]):
@@ -101,19 +105,34 @@ def split_chat(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence
     return messages[:start], messages[start:]
 
 
-def _question(messages: Sequence[Message]) -> str:
+def _question(messages: Sequence[ChatMessage]) -> str:
     """The one message, or the conversation up to the turn that is asked for."""
     if len(messages) == 1:
         return _text(messages[0])
     return "\n\n".join(f"{message['role']}: {_text(message)}" for message in messages)
 
 
-def _text(message: Message) -> str:
+def _text(message: ChatMessage) -> str:
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
 
 
-def _written(message: Message) -> str:
+def _spoken(messages: Sequence[ChatMessage]) -> tuple[str, tuple[Observation, ...]]:
+    """What the policy wrote, and what the user said in between. What it was told last and did not answer is no turn."""
+    end = max((index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    text, observations = "", []
+    for by_user, part in groupby(messages[:end], lambda message: message["role"] == "user"):
+        run = list(part)
+        if by_user:
+            told = Message(text="\n\n".join(map(_text, run)), images=tuple(_images(run)))
+            observations.append(Observation(message=told, place=len(text)))
+            text += TURN_BREAK
+        else:
+            text += "\n\n".join(filter(None, map(_written, run)))
+    return text, tuple(observations)
+
+
+def _written(message: ChatMessage) -> str:
     """What the policy wrote in a turn; nothing in one of another role."""
     if message["role"] != "assistant":
         return ""
@@ -121,7 +140,7 @@ def _written(message: Message) -> str:
     return (f"<think>{reasoning}</think>" if reasoning else "") + _text(message)
 
 
-def _images(messages: Sequence[Message]) -> Iterator[EncodedImage]:
+def _images(messages: Sequence[ChatMessage]) -> Iterator[EncodedImage]:
     for message in messages:
         for part in message.get("content") or []:
             if isinstance(part, dict) and part["type"] == "image_url":
@@ -141,7 +160,7 @@ def _named_images(content: Any, names: Iterator[str]) -> Any:
     return [{"type": "image", "sha256": next(names)} if part["type"] == "image_url" else part for part in content]
 
 
-def _tool_calls(turns: Sequence[Message]) -> Iterator[ToolCall]:
+def _tool_calls(turns: Sequence[ChatMessage]) -> Iterator[ToolCall]:
     """Calls in order, each with the result that names its id; one without a result is not ok."""
     results = {turn.get("tool_call_id"): _text(turn) for turn in turns if turn["role"] == "tool"}
     for turn in turns:
@@ -160,5 +179,5 @@ def _tool_calls(turns: Sequence[Message]) -> Iterator[ToolCall]:
             )
 
 
-def _malformed(call: Message, found: str) -> ValueError:
+def _malformed(call: ChatMessage, found: str) -> ValueError:
     return ValueError(f"the arguments of the tool {call['function']['name']!r} must be a JSON object: {found}")

@@ -231,6 +231,7 @@ def _item(rollout: _Rollout, *, task: Task, index: int, source: Format, id: str)
         tool_calls=rollout.chat.tool_calls,
         duration_s=rollout.duration_s,
         source=source,
+        observations=rollout.chat.observations,
     )
     record = _record(rollout, source)
     if rollout.reward is None:

@@ -121,6 +121,33 @@ def test_a_chat_keeps_its_image_its_reasoning_and_its_tool_calls(tmp_path: Path)
     }
 
 
+def test_what_an_environment_says_between_turns_is_told_apart_from_what_the_policy_wrote(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    completion = [
+        {"role": "assistant", "content": "maybe"},
+        {"role": "user", "content": "Sure?"},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "See."}],
+        },
+        {"role": "assistant", "content": "look", "tool_calls": [{"id": "c", "function": {"name": "zoom"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "closer"},
+        {"role": "assistant", "content": "<answer>yes</answer>"},
+        {"role": "user", "content": "Done."},
+    ]
+    import_log(
+        [written(tmp_path / "a.jsonl", VERIFIERS | {"completion": completion})], tmp_path / "run", format="verifiers"
+    )
+    trajectory = read_step(tmp_path / "run", 0, kind="eval").groups[0].scored[0].trajectory
+    assert trajectory.turns == ("maybe", "look\n\n<answer>yes</answer>")  # a tool's result begins no turn
+    assert trajectory.answer_text == "yes"  # of the last turn, which the environment's last word is not
+    (told,) = trajectory.observations
+    assert (told.message.text, told.place) == ("Sure?\n\nSee.", 5)
+    assert [(image.width, image.height) for image in trajectory.images] == [(4, 3)]
+
+
 def test_a_chat_without_a_reward_is_unscored_and_all_choices_of_one_prompt_are_a_group(tmp_path: Path) -> None:
     choices = [{"message": {"role": "assistant", "content": text}, "finish_reason": "length"} for text in "ab"]
     row = {"id": 5, "messages": OPENAI["messages"][:1], "choices": choices}
