@@ -36,7 +36,7 @@ def _find(step: LoggedStep, example: Example) -> Shown:
 
 
 def example_lines(pairs: Sequence[Pair], *, count: int = 3) -> Iterator[str]:
-    """The first examples for the terminal: rewards, scores and reasons side by side, and the end of the text."""
+    """The first examples for the terminal: rewards, scores and reasons side by side, and the end of the last turn."""
     if not pairs:
         return
     yield f"moved most ({min(count, len(pairs))} of {len(pairs)} examples):"
@@ -48,7 +48,9 @@ def example_lines(pairs: Sequence[Pair], *, count: int = 3) -> Iterator[str]:
             if _value(was) != _value(now):
                 reason = shortened(_reason(now) or _reason(was), _REASON_CHARS)
                 yield f"    {printable(name)}: {_value(was)} → {_value(now)}" + (f"  {reason}" if reason else "")
-        yield f"    … {shortened(trajectory.text[-_TEXT_CHARS:], _TEXT_CHARS)}"
+        *others, last = trajectory.turns
+        turn = f"turn {len(others) + 1}: " if others else ""
+        yield f"    {turn}… {shortened(last[-_TEXT_CHARS:], _TEXT_CHARS)}"
 
 
 def _reward(shown: Shown) -> str:

@@ -11,7 +11,9 @@ from scipy.stats import rankdata, wasserstein_distance
 from rl.cli import main
 from rl.errors import LogError
 from rl.replay.compare import EXAMPLES, Shift, _ranks, compare
-from rl.types import Group, Score, ScoredTrajectory, ScoreRecord, Unscored
+from rl.replay.examples import example_lines
+from rl.report.cards import Shown
+from rl.types import Group, Message, Observation, Score, ScoredTrajectory, ScoreRecord, Unscored
 from rollouts.log import LoggedStep, write_step
 from tests.samples import a_task, a_trajectory
 
@@ -122,3 +124,15 @@ def test_the_command_shows_both_sides_and_a_page_on_which_a_model_can_run_nothin
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "100.0% of advantages change sign; 1 of 1 groups have another winner." in page
+
+
+def test_an_example_of_several_turns_ends_with_the_last_of_them() -> None:
+    told = Observation(message=Message(text="Sure?"), place=3)
+    for text, observations, line in [("yes", (), "    … yes"), ("yes\n\nno", (told,), "    turn 2: … no")]:
+        trajectory = a_trajectory(text, observations=observations)
+        shown = Shown(
+            step=1,
+            group=Group(task=trajectory.task, scored=()),
+            item=ScoredTrajectory(trajectory=trajectory, reward=1.0, scores={}),
+        )
+        assert list(example_lines([(shown, shown)]))[-1] == line
