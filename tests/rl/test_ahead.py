@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -76,10 +77,12 @@ async def test_a_failure_ahead_is_told_when_its_step_comes_and_the_others_are_gi
     assert given_up == [3]
 
 
-def written_by(*versions: int) -> Group:
+def written_by(*versions: int, told: Sequence[int] = ()) -> Group:
+    """Tokens of these versions, of which the policy was ``told`` those at some places."""
     starts = [place for place in range(1, len(versions)) if versions[place] != versions[place - 1]]
     trajectory = a_trajectory(
         completion_token_ids=np.zeros(len(versions), dtype=np.int32),
+        completion_mask=~np.isin(np.arange(len(versions)), told),
         policy_version=versions[0] if versions else 0,
         later_versions=tuple((place, versions[place]) for place in starts),
     )
@@ -110,6 +113,12 @@ def test_staleness_is_measured_over_tokens() -> None:
         "rollout/version_lag_max": 2.0,
         "rollout/mixed_fraction": 0.5,
     }
+
+
+def test_what_the_policy_was_told_has_no_age() -> None:
+    group = written_by(4, 6, 6, 7, told=[0, 3])
+    check_staleness([group], learner_version=6, max_staleness=0)
+    assert staleness_metrics([group], learner_version=6)["rollout/version_lag_max"] == 0.0
 
 
 def test_token_versions_of_a_completion_that_one_version_wrote_are_all_the_same() -> None:
