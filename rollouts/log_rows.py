@@ -141,9 +141,7 @@ def _score_row(name: str, record: ScoreRecord) -> dict[str, Any]:
 
 def group_images(group: Group) -> Iterator[EncodedImage]:
     """All that the policy was shown, or would have been had it gone on; an image may occur more than once."""
-    yield from group.task.images
-    for message in group.task.follow_ups:
-        yield from message.images
+    yield from group.task.all_images
     for item in group.items:
         yield from item.trajectory.images
 

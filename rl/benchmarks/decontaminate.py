@@ -29,7 +29,7 @@ def contaminated(
     by_run = _tasks_by_run(benchmark, ngram_words)
     by_image: dict[str, set[str]] = {}
     for task in benchmark:
-        for image in _images(task):
+        for image in task.all_images:
             by_image.setdefault(pixel_hash(image), set()).add(task.id)
     lengths = {length for task in benchmark for text in _texts(task) if (length := _length(text, ngram_words))}
     found: dict[str, str] = {}
@@ -38,7 +38,7 @@ def contaminated(
         for words, length in product(map(_words, _texts(task)), lengths):
             for run in _hashes(words, length):
                 found |= {id: f"words of training task {task.id}" for id in by_run.get(run, ()) if id not in found}
-        for image in _images(task) if by_image else ():
+        for image in task.all_images if by_image else ():
             if image.content not in hashes:
                 hashes[image.content] = pixel_hash(image)
             same = by_image.get(hashes[image.content], ())
@@ -61,10 +61,6 @@ def _tasks_by_run(benchmark: Sequence[Task], ngram_words: int) -> dict[int, set[
 
 def _texts(task: Task) -> list[str]:
     return [task.question, *(message.text for message in task.follow_ups)]
-
-
-def _images(task: Task) -> list[EncodedImage]:
-    return [*task.images, *(image for message in task.follow_ups for image in message.images)]
 
 
 def pixel_hash(image: EncodedImage) -> str:

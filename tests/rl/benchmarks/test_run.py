@@ -147,6 +147,22 @@ def test_two_models_are_compared_on_the_tasks_that_both_answered(
     assert "p 0.2500 (exact McNemar)" in capsys.readouterr().out
 
 
+def test_a_benchmark_of_several_turns_is_asked_and_kept_turn_by_turn(benchmark: Path, tmp_path: Path) -> None:
+    """The second answer, which counts, is the right one; the first never is."""
+    benchmark.write_text(BENCHMARK.replace("  extra:", '  follow_ups: ["Again: {question}"]\n  extra:'))
+
+    def doubts(body: dict[str, Any]) -> Answer:
+        return better(body) if len(body["messages"]) == 4 else Answer("<answer>99")
+
+    with serve(doubts) as server:
+        found = evaluate(benchmark, server, tmp_path / "out")["benchmarks"]["sums"]
+    assert (found["value"], found["answered"], len(server.requests)) == (1.0, 8, 16)
+    (group, *_) = read_step(tmp_path / "out" / "sums", 0, kind="eval").groups
+    trajectory = group.scored[0].trajectory
+    assert trajectory.turns == ("<answer>99</answer>", "<answer>1</answer>")  # What is 0 + 1?
+    assert trajectory.observations[0].message.text == "Again: What is 0 + 1?"
+
+
 def test_a_question_that_goes_on_otherwise_is_another_question(evaluated: Path, tmp_path: Path, capsys: Any) -> None:
     other = shutil.copytree(evaluated, tmp_path / "other")
     logged = read_step(other / "sums", 0, kind="eval")
