@@ -226,13 +226,20 @@ class Learner:
         )
 
     def _build(self, rows: Sequence[Row], passes: Sequence[tuple[int, ...]]) -> MicroBatch:
-        """This rank's micro-batch of one pass, given which rows every rank runs in it."""
-        tokens = max(sum(rows[index].loss_tokens for index in share) for share in passes)
-        own = [rows[index] for index in passes[self.rank]]
+        """This rank's micro-batch of one pass, given which rows every rank runs in it.
+
+        Each runs the same modules, that the collectives of sharded weights and gradients meet: a rank without work some
+        row, one without images the vision tower.
+        """
+        idle = [min(rows, key=lambda row: row.length)]
+        shares = [[rows[index] for index in share] or idle for share in passes]
+        tokens = max(sum(row.loss_tokens for row in share) for share in shares)
+        shown = [image for share in shares for row in share for image in row.images]
         return self.builder.build(
-            own or [min(rows, key=lambda row: row.length)],
+            shares[self.rank],
             head_chunks=chunk_count(tokens, chunk_tokens=HEAD_CHUNK_TOKENS),
-            weight=float(bool(own)),
+            weight=float(bool(passes[self.rank])),
+            unseen_image=min(shown, key=lambda image: image.width * image.height, default=None),
         ).to(self.device)
 
     def _backward(

@@ -31,9 +31,10 @@ class MicroBatch:
 
     Shapes: ``input_ids`` int64 [row, token], packed [1, token]; ``model_inputs`` whatever else the decoder takes
     (attention, positions), ``vision_inputs`` what the vision tower does, and ``image_places`` which of its images each
-    is that stands among the tokens; ``predictors`` int64 [loss_token], the flat index into row x token of the hidden
-    state that predicts each trained token; ``targets`` int64 [loss_token]; ``sample_ids`` int64 [loss_token], which
-    sample of ``indices`` it belongs to; ``rollout_logprobs`` float32 [loss_token]; ``advantages`` float32 [sample].
+    is that stands among the tokens, or None where the model is to find that out itself; ``predictors`` int64
+    [loss_token], the flat index into row x token of the hidden state that predicts each trained token; ``targets``
+    int64 [loss_token]; ``sample_ids`` int64 [loss_token], which sample of ``indices`` it belongs to;
+    ``rollout_logprobs`` float32 [loss_token]; ``advantages`` float32 [sample].
     ``head_chunks`` is how often the head is called at least, so that all ranks call it equally often; ``weight`` is 0
     for a pass that only keeps this rank in step with the others.
     """
@@ -41,7 +42,7 @@ class MicroBatch:
     input_ids: torch.Tensor
     model_inputs: dict[str, Any]
     vision_inputs: dict[str, Any]
-    image_places: tuple[int, ...]
+    image_places: tuple[int, ...] | None
     predictors: torch.Tensor
     targets: torch.Tensor
     sample_ids: torch.Tensor
@@ -89,7 +90,7 @@ class MicroBatchBuilder:
         self.kernel = kernel
         self.processor = processor
         self.rope_index = getattr(model, "get_rope_index", None)
-        self.repeats_images = kernel is not None and "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self.takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
         names = ("image_token_id", "image_token_index")
         self.image_token_id: int = next(
             (i for name in names if (i := getattr(model.config, name, None)) is not None), -1
@@ -107,9 +108,21 @@ class MicroBatchBuilder:
         lengths = [row.length for row in rows]
         return plan_passes(lengths, ranks=ranks, budget_tokens=budget_tokens, padded=self.kernel is None)
 
-    def build(self, rows: Sequence[Row], *, head_chunks: int = 1, weight: float = 1.0) -> MicroBatch:
-        """Tensors for ``rows``; ``weight`` 0 makes a pass that trains nothing."""
-        images, image_places = self._images([image for row in rows for image in row.images])
+    def build(
+        self,
+        rows: Sequence[Row],
+        *,
+        head_chunks: int = 1,
+        weight: float = 1.0,
+        unseen_image: EncodedImage | None = None,
+    ) -> MicroBatch:
+        """Tensors for ``rows``; ``weight`` 0 makes a pass that trains nothing.
+
+        Rows without images get ``unseen_image`` for the vision tower alone, where it runs on other ranks.
+        """
+        images, places = self._distinct([image for row in rows for image in row.images])
+        if unseen_image and not images and self.takes_features:
+            images = [unseen_image]
         vision_inputs = self._vision_inputs(images)
         model_inputs: dict[str, Any] = {}
         lengths = [row.length for row in rows]
@@ -120,7 +133,7 @@ class MicroBatchBuilder:
             model_inputs["packed"] = packed_attention(trees, kernel=self.kernel)
             grids = vision_inputs.get("image_grid_thw", ())
             model_inputs["position_ids"] = self._positions(
-                rows, [grids[place] for place in image_places] if len(grids) else []
+                rows, [grids[place] for place in places] if len(grids) else []
             )
         else:
             starts = [place * max(lengths) for place in range(len(rows))]
@@ -134,7 +147,7 @@ class MicroBatchBuilder:
             input_ids=input_ids,
             model_inputs=model_inputs,
             vision_inputs=vision_inputs,
-            image_places=image_places,
+            image_places=places if self.takes_features else None,
             advantages=torch.tensor([sample.advantage for row in rows for sample in row.samples], dtype=torch.float32),
             indices=tuple(index for row in rows for index in row.indices),
             head_chunks=head_chunks,
@@ -142,9 +155,9 @@ class MicroBatchBuilder:
             **_loss_tokens(rows, starts),
         )
 
-    def _images(self, shown: Sequence[EncodedImage]) -> tuple[list[EncodedImage], tuple[int, ...]]:
-        """The images to be encoded, and which of them each that is shown is."""
-        if not self.repeats_images:
+    def _distinct(self, shown: Sequence[EncodedImage]) -> tuple[list[EncodedImage], tuple[int, ...]]:
+        """The images to be encoded, and which of them each that is shown is. The plain path encodes every one."""
+        if self.kernel is None or not self.takes_features:
             return list(shown), tuple(range(len(shown)))
         numbers: dict[bytes, int] = {}
         places = tuple(numbers.setdefault(image.content, len(numbers)) for image in shown)

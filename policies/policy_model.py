@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,17 @@ class PolicyModel(torch.nn.Module):
             name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for name, value in micro.vision_inputs.items()
         }
-        if len(set(micro.image_places)) < len(micro.image_places):
+        unseen: torch.Tensor | float = 0.0
+        if vision and micro.image_places is not None:
+            # Always before the decoder: with sharded weights all ranks must run the same modules in the same order.
             features = causal.model.get_image_features(**vision, return_dict=True)
-            vision = {"mm_encoder_outputs": {"image": placed_features(features, micro.image_places)}}
+            if micro.image_places:  # of what is left, positions may be made
+                del vision["pixel_values"]
+                vision["mm_encoder_outputs"] = {"image": placed_features(features, micro.image_places)}
+            else:
+                vision, unseen = {}, 0.0 * sum(each.sum() for each in _every_feature(features))
         inputs = {**micro.model_inputs, **vision}
-        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
+        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state + unseen
         return token_logprobs(
             hidden.flatten(0, 1)[micro.predictors],
             micro.targets,
@@ -61,3 +67,9 @@ def placed_features(features: Any, places: Sequence[int]) -> Any:
     if layers := getattr(features, "deepstack_features", None):
         features.deepstack_features = [placed(layer) for layer in layers]
     return features
+
+
+def _every_feature(features: Any) -> Iterator[torch.Tensor]:
+    yield from features.pooler_output
+    for layer in getattr(features, "deepstack_features", None) or ():
+        yield from layer

@@ -78,6 +78,30 @@ def batch(tiny_policy: Path) -> TrainBatch:
     )
 
 
+@pytest.fixture(scope="module")
+def with_and_without_images(batch: TrainBatch) -> TrainBatch:
+    """One group about an image, and one of the same completions about the end of its question alone."""
+    seen = [sample for sample in batch.samples if sample.group == 0]
+    start = seen[0].prompt_length - 20
+    unseen = [
+        dataclasses.replace(
+            sample,
+            trajectory_id=f"{sample.trajectory_id}, unseen",
+            group=1,
+            token_ids=sample.token_ids[start:],
+            prompt_length=20,
+            loss_mask=sample.loss_mask[start:],
+            rollout_logprobs=sample.rollout_logprobs[start:],
+            images=(),
+        )
+        for sample in seen
+    ]
+    samples = (*seen, *unseen)
+    return TrainBatch(
+        samples=samples, loss_tokens=sum(int(s.loss_mask.sum()) for s in samples), policy_version=batch.policy_version
+    )
+
+
 @dataclasses.dataclass
 class Outcome:
     """What two updates on the same batch gave."""
@@ -105,6 +129,25 @@ def run(settings: LearnerSettings, batch: TrainBatch, *, ranks: int, ray: Any, *
 @pytest.fixture(scope="module")
 def one_rank(settings: LearnerSettings, batch: TrainBatch, ray_session: Any) -> Outcome:
     return run(settings, batch, ranks=1, ray=ray_session)
+
+
+@pytest.fixture(scope="module")
+def one_rank_with_and_without_images(
+    settings: LearnerSettings, with_and_without_images: TrainBatch, ray_session: Any
+) -> Outcome:
+    return run(settings, with_and_without_images, ranks=1, ray=ray_session)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_rank_that_sees_no_image_keeps_in_step_with_one_that_does(
+    settings: LearnerSettings,
+    with_and_without_images: TrainBatch,
+    one_rank_with_and_without_images: Outcome,
+    zero_stage: int,
+    ray_session: Any,
+) -> None:
+    sharded = dataclasses.replace(settings, zero_stage=zero_stage)
+    assert_same(run(sharded, with_and_without_images, ranks=2, ray=ray_session), one_rank_with_and_without_images)
 
 
 def assert_same(outcome: Outcome, expected: Outcome) -> None:

@@ -237,6 +237,32 @@ def test_an_image_runs_through_the_vision_tower_once_wherever_it_stands(policy: 
 
 
 @pytest.mark.slow
+def test_an_image_for_the_vision_tower_alone_changes_nothing_but_that_it_runs(policy: Any) -> None:
+    from policies.policy_model import PolicyModel
+
+    model, processor = policy
+    builder = MicroBatchBuilder(model.model, processor, kernel=None)
+    rows = builder.rows([a_sample([30, 31, 32], prompt=[40, 41])])
+    model.config.get_text_config()._attn_implementation = "sdpa"
+    forward = PolicyModel(model, temperature=1.0, entropy_gradient=True)
+    found = []
+    for unseen_image in (None, _picture(56, 56)):
+        model.zero_grad()
+        logprobs, entropy = forward(builder.build(rows, unseen_image=unseen_image))
+        (logprobs.sum() + entropy.sum()).backward()
+        found.append((logprobs, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (alone, without), (beside, with_image) = found
+    assert torch.equal(alone, beside)
+    vision = with_image.keys() - without.keys()
+    assert vision and all(
+        not with_image[name].any() for name in vision
+    )  # zeros, to be summed with the others' gradients
+    assert all(torch.equal(with_image[name], gradient) for name, gradient in without.items())
+    seen = {name for name, p in model.named_parameters() if p.requires_grad and ("visual" in name or "vision" in name)}
+    assert vision >= seen
+
+
+@pytest.mark.slow
 def test_checkpointed_activations_change_nothing(policy: Any) -> None:
     samples = _multi_turn(np.random.default_rng(0), policy[1])
     kept = _update(policy, samples, packing=True)
