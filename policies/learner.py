@@ -25,7 +25,7 @@ from policies.learner_state import load_state, save_state
 from policies.logprobs import chunk_count
 from policies.packing import MicroBatch, MicroBatchBuilder
 from policies.policy_model import HEAD_CHUNK_TOKENS, PolicyModel
-from policies.rows import Row
+from policies.rows import Row, has_images, untrained_row
 from policies.schedule import scheduled_share
 from policies.vlm import load_policy
 from policies.weights import Publisher, base_model, full_weights, host_arrays
@@ -228,18 +228,19 @@ class Learner:
     def _build(self, rows: Sequence[Row], passes: Sequence[tuple[int, ...]]) -> MicroBatch:
         """This rank's micro-batch of one pass, given which rows every rank runs in it.
 
-        Each runs the same modules, that the collectives of sharded weights and gradients meet: a rank without work some
-        row, one without images the vision tower.
+        Each runs the same modules, that the collectives of sharded weights and gradients meet: a rank without work runs
+        some row, and one without images beside one that has some runs one that has, too.
         """
         idle = [min(rows, key=lambda row: row.length)]
         shares = [[rows[index] for index in share] or idle for share in passes]
+        own = shares[self.rank]
+        if not has_images(own) and any(map(has_images, shares)):
+            own = [*own, untrained_row(rows)]
         tokens = max(sum(row.loss_tokens for row in share) for share in shares)
-        shown = [image for share in shares for row in share for image in row.images]
         return self.builder.build(
-            shares[self.rank],
+            own,
             head_chunks=chunk_count(tokens, chunk_tokens=HEAD_CHUNK_TOKENS),
             weight=float(bool(passes[self.rank])),
-            unseen_image=min(shown, key=lambda image: image.width * image.height, default=None),
         ).to(self.device)
 
     def _backward(

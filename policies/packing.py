@@ -90,7 +90,7 @@ class MicroBatchBuilder:
         self.kernel = kernel
         self.processor = processor
         self.rope_index = getattr(model, "get_rope_index", None)
-        self.takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self.encodes_once = kernel is not None and _encodes_one_by_one(model, processor)
         names = ("image_token_id", "image_token_index")
         self.image_token_id: int = next(
             (i for name in names if (i := getattr(model.config, name, None)) is not None), -1
@@ -108,21 +108,9 @@ class MicroBatchBuilder:
         lengths = [row.length for row in rows]
         return plan_passes(lengths, ranks=ranks, budget_tokens=budget_tokens, padded=self.kernel is None)
 
-    def build(
-        self,
-        rows: Sequence[Row],
-        *,
-        head_chunks: int = 1,
-        weight: float = 1.0,
-        unseen_image: EncodedImage | None = None,
-    ) -> MicroBatch:
-        """Tensors for ``rows``; ``weight`` 0 makes a pass that trains nothing.
-
-        Rows without images get ``unseen_image`` for the vision tower alone, where it runs on other ranks.
-        """
+    def build(self, rows: Sequence[Row], *, head_chunks: int = 1, weight: float = 1.0) -> MicroBatch:
+        """Tensors for ``rows``; ``weight`` 0 makes a pass that trains nothing."""
         images, places = self._distinct([image for row in rows for image in row.images])
-        if unseen_image and not images and self.takes_features:
-            images = [unseen_image]
         vision_inputs = self._vision_inputs(images)
         model_inputs: dict[str, Any] = {}
         lengths = [row.length for row in rows]
@@ -147,8 +135,10 @@ class MicroBatchBuilder:
             input_ids=input_ids,
             model_inputs=model_inputs,
             vision_inputs=vision_inputs,
-            image_places=places if self.takes_features else None,
-            advantages=torch.tensor([sample.advantage for row in rows for sample in row.samples], dtype=torch.float32),
+            image_places=places if self.encodes_once else None,
+            advantages=torch.tensor(
+                [sample.advantage for row in rows if row.indices for sample in row.samples], dtype=torch.float32
+            ),
             indices=tuple(index for row in rows for index in row.indices),
             head_chunks=head_chunks,
             weight=weight,
@@ -156,8 +146,8 @@ class MicroBatchBuilder:
         )
 
     def _distinct(self, shown: Sequence[EncodedImage]) -> tuple[list[EncodedImage], tuple[int, ...]]:
-        """The images to be encoded, and which of them each that is shown is. The plain path encodes every one."""
-        if self.kernel is None or not self.takes_features:
+        """The images to be encoded, and which of them each that is shown is."""
+        if not self.encodes_once:
             return list(shown), tuple(range(len(shown)))
         numbers: dict[bytes, int] = {}
         places = tuple(numbers.setdefault(image.content, len(numbers)) for image in shown)
@@ -210,6 +200,16 @@ class MicroBatchBuilder:
     def _is_image(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Int32, 1 where a token stands for a piece of an image: the modality ids of models with 3D positions."""
         return torch.eq(token_ids, self.image_token_id).int()
+
+
+def _encodes_one_by_one(model: Any, processor: Any) -> bool:
+    """Whether the model takes images that were encoded before, and what it encodes is one entry for each.
+
+    Those are of any size, which their processor hands on; of others an image may be several tiles.
+    """
+    sizes = {"image_grid_thw", "image_sizes"}
+    named = getattr(getattr(processor, "image_processor", None), "model_input_names", ())
+    return not sizes.isdisjoint(named) and "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
 def _loss_tokens(rows: Sequence[Row], starts: Sequence[int]) -> dict[str, torch.Tensor]:

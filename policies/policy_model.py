@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,17 +31,12 @@ class PolicyModel(torch.nn.Module):
             name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for name, value in micro.vision_inputs.items()
         }
-        unseen: torch.Tensor | float = 0.0
-        if vision and micro.image_places is not None:
-            # Always before the decoder: with sharded weights all ranks must run the same modules in the same order.
+        if micro.image_places:
+            # Also where each stands once: all ranks of sharded weights must run the same modules in the same order.
             features = causal.model.get_image_features(**vision, return_dict=True)
-            if micro.image_places:  # of what is left, positions may be made
-                del vision["pixel_values"]
-                vision["mm_encoder_outputs"] = {"image": placed_features(features, micro.image_places)}
-            else:
-                vision, unseen = {}, 0.0 * sum(each.sum() for each in _every_feature(features))
+            vision = {"mm_encoder_outputs": {"image": placed_features(features, micro.image_places)}}
         inputs = {**micro.model_inputs, **vision}
-        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state + unseen
+        hidden = causal.model(input_ids=micro.input_ids, use_cache=False, **inputs).last_hidden_state
         return token_logprobs(
             hidden.flatten(0, 1)[micro.predictors],
             micro.targets,
@@ -56,8 +51,8 @@ class PolicyModel(torch.nn.Module):
 def placed_features(features: Any, places: Sequence[int]) -> Any:
     """What the vision tower made of each image, put at every place where the image stands.
 
-    ``features`` as transformers gives them: ``pooler_output`` has [token, channel] for each image, and so has each
-    layer of ``deepstack_features``, which a decoder takes between its own.
+    ``features`` as transformers gives those of images of any size: ``pooler_output`` has [token, channel] for each, and
+    so has each layer of ``deepstack_features``, which a decoder takes between its own.
     """
 
     def placed(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -67,9 +62,3 @@ def placed_features(features: Any, places: Sequence[int]) -> Any:
     if layers := getattr(features, "deepstack_features", None):
         features.deepstack_features = [placed(layer) for layer in layers]
     return features
-
-
-def _every_feature(features: Any) -> Iterator[torch.Tensor]:
-    yield from features.pooler_output
-    for layer in getattr(features, "deepstack_features", None) or ():
-        yield from layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Row:
 
     samples: tuple[TrainSample, ...]
     indices: tuple[int, ...]
-    """Where each sample stands in the batch."""
+    """Where each sample stands in the batch; empty for a row that is run for company alone."""
     shared_tokens: int
     shared_images: int
 
@@ -82,6 +82,18 @@ def single_rows(samples: Sequence[TrainSample]) -> list[Row]:
         Row((sample,), (index,), shared_tokens=len(sample.token_ids), shared_images=len(sample.images))
         for index, sample in enumerate(samples)
     ]
+
+
+def has_images(rows: Sequence[Row]) -> bool:
+    return any(row.images for row in rows)
+
+
+def untrained_row(rows: Sequence[Row]) -> Row:
+    """The shortest sample with images, as a row that stands for none of the batch and of which nothing is trained."""
+    samples = [sample for row in rows for sample in row.samples if sample.images]
+    sample = min(samples, key=lambda sample: len(sample.token_ids))
+    (row,) = single_rows([replace(sample, loss_mask=np.zeros(len(sample.token_ids), dtype=bool))])
+    return replace(row, indices=())
 
 
 def _shared(

@@ -335,7 +335,7 @@ class TrainSample:
     Shapes: ``token_ids`` int32 [token], prompt then completion; ``loss_mask`` bool [token], true on the tokens that
     the policy wrote and that are trained on; ``rollout_logprobs`` float32 [token], NaN off the mask; ``advantage``
     is the same for all tokens of a trajectory. ``group`` numbers the group within the batch: samples of one group
-    share ``prompt_length`` leading tokens and ``images``.
+    share ``prompt_length`` leading tokens and the images in them; others follow in the order of their tokens.
     """
 
     trajectory_id: str
