@@ -32,6 +32,8 @@ class TaskSampler:
         digest = hashlib.sha256()
         for task in self.tasks:
             digest.update(json.dumps([task.id, task.question, task.answer], default=str).encode())
+            for message in task.follow_ups:
+                digest.update(json.dumps([message.text, [image.sha256 for image in message.images]]).encode())
         self._digest = digest.hexdigest()
 
     def next_batch(self, size: int) -> list[Task]:

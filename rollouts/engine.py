@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from rl.errors import RolloutError
+from rl.errors import PolicyError, RolloutError, TaskError
 from rl.types import EncodedImage, SamplingParams, Task, Trajectory
 from rollouts.dialogue import Dialogue, FollowUp, Passage, PlacedImage
-from rollouts.prompts import render_follow_up, render_prompt
+from rollouts.prompts import render_follow_up, render_prompt, special_tokens
 
 FORBID = -100.0  # a logit bias that no logit can outweigh
 PREFIX_BLOCK_TOKENS = 32  # the engine's default of 128 never finds a short prompt in its prefix cache
@@ -234,19 +234,26 @@ class VllmEngine:
 
         try:
             yield
+        except (TaskError, PolicyError) as error:
+            self._refuse(key, str(error))
         except (ValueError, VLLMClientError) as error:
-            self.forget([key])
-            self.answers[key] = RolloutError(
+            self._refuse(
+                key,
                 f"task {task.id!r} cannot be given to the engine: {error}. Shorten its texts, shrink its images or "
-                f"raise rollouts.max_model_len"
+                f"raise rollouts.max_model_len",
             )
+
+    def _refuse(self, key: str, why: str) -> None:
+        self.forget([key])
+        self.answers[key] = RolloutError(why)
 
     def _follow_up(self, task: Task, number: int) -> FollowUp:
         message = task.follow_ups[number]
         passage = self._passage(render_follow_up(task, number, self.processor), message.images)
         first = passage.token_ids[0]
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return FollowUp(message, passage, end_of_turn=first if first in tokenizer.all_special_ids else None)
+        ends_turn = tokenizer.convert_ids_to_tokens(first) in special_tokens(tokenizer)
+        return FollowUp(message, passage, end_of_turn=first if ends_turn else None)
 
     def _passage(self, text: str, images: Sequence[EncodedImage]) -> Passage:
         """Text and its images as the engine takes them. The template has written the tokens that begin a text."""

@@ -69,7 +69,7 @@ def render_prompt(task: Task, processor: Any) -> str:
 
 def _render(task: Task, messages: list[dict[str, Any]], processor: Any) -> str:
     tokenizer = getattr(processor, "tokenizer", processor)
-    _refuse_special_tokens(task, messages, {*tokenizer.all_special_tokens, getattr(processor, "image_token", "")})
+    _refuse_special_tokens(task, messages, {*special_tokens(tokenizer), getattr(processor, "image_token", "")})
     if processor is tokenizer:
         if any(part["type"] == "image" for message in messages for part in message["content"]):
             raise TaskError(f"task {task.id!r} has images, the policy no image processor")
@@ -83,13 +83,28 @@ def _render(task: Task, messages: list[dict[str, Any]], processor: Any) -> str:
 
 def render_follow_up(task: Task, number: int, processor: Any) -> str:
     """What stands between a turn of the policy's and its next, by the policy's own chat template: the end of the turn,
-    the task's follow-up of that number, and the opening of the next turn. Raises TaskError as `render_prompt`."""
+    the task's follow-up of that number, and the opening of the next turn.
+
+    Raises TaskError as `render_prompt`, PolicyError where the template does not keep the policy's last turn as it is.
+    """
     messages = chat_messages(task)
     # Stands for each of the policy's turns, and in no message: none holds a digest of all of them.
     turn = hashlib.sha256(repr([messages, task.follow_ups]).encode()).hexdigest()
     for message in task.follow_ups[: number + 1]:
         messages += [_message("assistant", turn), _message("user", message.text, images=len(message.images))]
-    return _render(task, messages, processor).rpartition(turn)[2]
+    _, kept, following = _render(task, messages, processor).rpartition(turn)
+    if not kept:
+        raise PolicyError(
+            "the policy's chat template leaves out or changes what the assistant wrote last, so that nobody can tell what "
+            "follows it; put one that keeps it into the policy's folder (chat_template.jinja)"
+        )
+    return following
+
+
+def special_tokens(tokenizer: Any) -> frozenset[str]:
+    """Those that have a role by name, and those that were added as special without one, as an end of turn often is."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset({*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)})
 
 
 def _refuse_special_tokens(task: Task, messages: list[dict[str, Any]], special_tokens: set[str]) -> None:

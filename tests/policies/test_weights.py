@@ -64,10 +64,12 @@ def test_a_rank_that_hands_nothing_out_takes_part_in_gathering_and_holds_one_at_
 
     def full_weights(*_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for number in range(4):
-            assert not any(weight() is not None for weight in given[:-1])
-            weight = torch.zeros(2)
-            given.append(weakref.ref(weight))
-            yield f"layers.{number}.linear.weight", weight
+            assert not any(weight() is not None for weight in given)
+            yield f"layers.{number}.linear.weight", remembered(torch.zeros(2))
+
+    def remembered(weight: torch.Tensor) -> torch.Tensor:
+        given.append(weakref.ref(weight))
+        return weight
 
     monkeypatch.setattr("policies.weights.full_weights", full_weights)
     assert Publisher().gather(torch.nn.Linear(1, 1), keep=False) == {}

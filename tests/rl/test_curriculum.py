@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rl.curriculum import TaskSampler
 from rl.errors import CheckpointError
+from rl.types import Message
 from tests.samples import a_task
 
 TASKS = [a_task(f"m{i}", stratum="yes") for i in range(3)] + [a_task(f"b{i}", stratum="no") for i in range(10)]
@@ -58,9 +61,14 @@ def test_a_state_of_other_strata_is_refused() -> None:
         sampler.restore(TaskSampler(TASKS, seed=1, balance=False).state())
 
 
-def test_a_state_of_tasks_that_were_edited_since_is_refused() -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [{"answer": {"type": "choice", "value": "B"}}, {"follow_ups": (Message(text="Sure?"),)}],
+    ids=["answer", "follow-up"],
+)
+def test_a_state_of_tasks_that_were_edited_since_is_refused(edit: dict[str, Any]) -> None:
     state = TaskSampler(TASKS, seed=1, balance=True).state()
-    edited = [*TASKS[:-1], a_task("b9", stratum="no", answer={"type": "choice", "value": "B"})]
+    edited = [*TASKS[:-1], replace(TASKS[-1], **edit)]
     with pytest.raises(CheckpointError, match="the 13 training tasks are not those that the checkpoint was taken with"):
         TaskSampler(edited, seed=1, balance=True).restore(state)
 

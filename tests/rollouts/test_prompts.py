@@ -8,11 +8,19 @@ from typing import Any
 import jinja2
 import pytest
 from PIL import Image
+from tokenizers import AddedToken
 
 from rl.errors import PolicyError, TaskError
 from rl.types import Message, Task
 from rollouts.images import encode
-from rollouts.prompts import chat_messages, default_system, question_text, render_follow_up, render_prompt
+from rollouts.prompts import (
+    chat_messages,
+    default_system,
+    question_text,
+    render_follow_up,
+    render_prompt,
+    special_tokens,
+)
 from rollouts.references import _READERS
 from tests.samples import a_task
 
@@ -109,6 +117,28 @@ def test_a_template_that_counts_sees_the_whole_conversation_and_what_it_drops_of
     )
     assert render_follow_up(TALK, 0, numbered) == ".u:Sure?.a:"
     assert render_follow_up(TALK, 1, numbered) == ".u:#2This?.a:"
+
+
+@pytest.mark.parametrize("written", ["", "{{ part.text.upper() }}"])
+def test_a_template_that_changes_what_the_policy_wrote_last_is_refused(written: str) -> None:
+    changing = FakeProcessor()
+    changing.chat_template = (
+        "{% for m in messages %}{% for part in m.content %}{% if m.role == 'assistant' %}" + written + "{% else %}"
+        "{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(PolicyError, match=r"leaves out or changes what the assistant wrote last.*chat_template\.jinja"):
+        render_follow_up(TALK, 0, changing)
+
+
+def test_a_token_that_was_added_as_special_without_a_name_is_special() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.added_tokens_decoder = {  # type: ignore[attr-defined]
+        7: AddedToken("<end_of_turn>", special=True),
+        8: AddedToken("<answer>", special=False),
+    }
+    assert special_tokens(tokenizer) == {"[IMG]", "<|user|>", "<think>", "<end_of_turn>"}
+    with pytest.raises(TaskError, match="holds '<end_of_turn>', a special token of the policy"):
+        render_prompt(a_task(question="Is <end_of_turn> it?"), tokenizer)
 
 
 @pytest.mark.parametrize("number", [0, 1])

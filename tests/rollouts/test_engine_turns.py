@@ -1,0 +1,150 @@
+"""What `VllmEngine` remembers while turns are written, refused and given up; the core under it writes at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rl.errors import RolloutError, TaskError
+from rl.types import Message, SamplingParams
+from rollouts import engine as engine_module
+from rollouts.dialogue import FollowUp, Passage
+from rollouts.engine import GenerationRequest, VllmEngine
+from tests.samples import a_task
+
+pytestmark = pytest.mark.slow  # its refusals are vLLM's, which takes seconds to import
+
+
+class Core:
+    """Ends every turn at the step after it was begun; ``refuses`` says by its name which it does not begin."""
+
+    def __init__(self) -> None:
+        self.live: list[str] = []
+        self.aborted: list[str] = []
+        self.refuses: Callable[[str], bool] = lambda name: False
+
+    def get_num_unfinished_requests(self) -> int:
+        return len(self.live)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.live)
+
+    def add_request(self, name: str, prompt: Any, params: Any) -> None:
+        if self.refuses(name):
+            raise ValueError("too large")
+        self.live.append(name)
+
+    def abort_request(self, names: Sequence[str]) -> None:
+        self.aborted += names
+        self.live = [name for name in self.live if name not in names]
+
+    def step(self) -> list[Any]:
+        completion = SimpleNamespace(
+            token_ids=(1,),
+            logprobs=[{1: SimpleNamespace(logprob=-1.0)}],
+            text="x",
+            finish_reason="stop",
+            weight_versions=[],
+        )
+        ended, self.live = self.live, []
+        return [SimpleNamespace(finished=True, request_id=name, outputs=[completion]) for name in ended]
+
+
+@pytest.fixture
+def core() -> Core:
+    return Core()
+
+
+@pytest.fixture
+def engine(core: Core, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
+    monkeypatch.setattr(engine_module, "render_prompt", lambda task, processor: task.question)
+    engine = object.__new__(VllmEngine)
+    engine.llm = SimpleNamespace(llm_engine=core)
+    engine.processor = None
+    engine.max_num_seqs, engine.max_model_len, engine.version = 8, 100, 0
+    engine.answers, engine._added, engine._waiting, engine._in_progress, engine._turns = {}, 0, deque(), {}, {}
+    made: dict[str, Any] = {
+        "_passage": lambda text, images: Passage([5, 6]),
+        "_follow_up": lambda task, number: FollowUp(task.follow_ups[number], Passage([0, 7]), 0),
+        "_engine_input": lambda dialogue: list(dialogue.token_ids),
+        "_sampling_params": lambda dialogue: None,
+    }
+    for name, function in made.items():
+        monkeypatch.setattr(engine, name, function)
+    return engine
+
+
+def asked(engine: VllmEngine, id: str) -> str:
+    """The key of a request for two samples of two turns."""
+    task = a_task(id, follow_ups=(Message(text="Sure?"),))
+    sampling = SamplingParams(max_tokens=9)
+    return engine.add(GenerationRequest(id=id, task=task, num_samples=2, seed=0, sampling=sampling))
+
+
+def assert_nothing_is_left(engine: VllmEngine, core: Core) -> None:
+    assert not (engine._turns or engine._in_progress or engine._waiting or core.live)
+
+
+def test_dialogues_that_end_together_are_answered_together(engine: VllmEngine, core: Core) -> None:
+    key = asked(engine, "a")
+    engine.step()
+    assert not engine.answers and core.live == [f"{key}/0/1", f"{key}/1/1"]
+    engine.step()
+    answer = engine.answers.pop(key)
+    assert isinstance(answer, tuple)
+    assert [(each.id, each.turns) for each in answer] == [("a/0", ("x", "x")), ("a/1", ("x", "x"))]
+    assert_nothing_is_left(engine, core)
+
+
+def test_a_turn_that_is_refused_gives_up_its_request_and_no_other(engine: VllmEngine, core: Core) -> None:
+    bad, good = asked(engine, "bad"), asked(engine, "good")
+    core.refuses = lambda name: name == f"{bad}/1/1"  # the second turn of the second sample
+    for _ in range(2):
+        engine.step()
+    refusal = engine.answers.pop(bad)
+    assert isinstance(refusal, RolloutError) and "task 'bad' cannot be given to the engine: too large" in str(refusal)
+    assert core.aborted == [f"{bad}/0/1"]
+    assert isinstance(engine.answers.pop(good), tuple)
+    assert_nothing_is_left(engine, core)
+
+
+def test_a_first_turn_that_is_refused_gives_up_the_samples_before_it(engine: VllmEngine, core: Core) -> None:
+    bad, good = asked(engine, "bad"), asked(engine, "good")
+    core.refuses = lambda name: name == f"{bad}/1/0"
+    for _ in range(2):
+        engine.step()
+    assert isinstance(engine.answers.pop(bad), RolloutError) and core.aborted == [f"{bad}/0/0"]
+    assert isinstance(engine.answers.pop(good), tuple)
+    assert_nothing_is_left(engine, core)
+
+
+def test_a_task_that_cannot_be_put_is_answered_to_who_asked_and_the_others_go_on(
+    engine: VllmEngine, core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow_up(task: Any, number: int) -> FollowUp:
+        if task.id == "bad":
+            raise TaskError("the text of task 'bad' holds '[IMG]'")
+        return FollowUp(task.follow_ups[number], Passage([0, 7]), 0)
+
+    monkeypatch.setattr(engine, "_follow_up", follow_up)
+    bad, good = asked(engine, "bad"), asked(engine, "good")
+    for _ in range(2):
+        engine.step()
+    assert str(engine.answers.pop(bad)) == "the text of task 'bad' holds '[IMG]'"
+    assert isinstance(engine.answers.pop(good), tuple)
+    assert_nothing_is_left(engine, core)
+
+
+def test_requests_that_nobody_waits_for_are_given_up_between_their_turns(engine: VllmEngine, core: Core) -> None:
+    gone, kept = asked(engine, "gone"), asked(engine, "kept")
+    engine.step()
+    engine.forget([gone])
+    assert core.aborted == [f"{gone}/0/1", f"{gone}/1/1"]
+    engine.step()
+    assert list(engine.answers) == [kept]
+    engine.answers.clear()
+    assert_nothing_is_left(engine, core)
