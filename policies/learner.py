@@ -146,8 +146,9 @@ class Learner:
         return self.publisher.changes(host_arrays(gathered)) if self.rank == 0 else (None, None)
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """The weights that training may have changed, by checkpoint name, whole and on the device; see `weights`. Of them
-        rank 0 gets all, the others, which take part, none."""
+        """The weights that training may have changed, by checkpoint name, whole and on the device; see `weights`.
+
+        Rank 0 gets them; the others take part."""
         return self.publisher.gather(self.engine.module.model, keep=self.rank == 0)
 
     def save_policy(self, folder: Path) -> None:

@@ -95,8 +95,8 @@ def render_follow_up(task: Task, number: int, processor: Any) -> str:
     _, kept, following = _render(task, messages, processor).rpartition(turn)
     if not kept:
         raise PolicyError(
-            "the policy's chat template leaves out or changes what the assistant wrote last, so that nobody can tell what "
-            "follows it; put one that keeps it into the policy's folder (chat_template.jinja)"
+            "the policy's chat template leaves out or changes what the assistant wrote last, so that nobody can tell "
+            "what follows it; put one that keeps it into the policy's folder (chat_template.jinja)"
         )
     return following
 

@@ -29,6 +29,11 @@ class Talk:
     def left_tokens(self) -> int:
         return self.request.sampling.max_tokens - self.written
 
+    def add(self, completion: Any) -> None:
+        self.token_ids += completion.token_ids
+        self.written += len(completion.token_ids)
+        self.finish_reason = completion.finish_reason
+
 
 class BareGenerate:
     """Calling it writes ``requests``, whose follow-ups have no images, and returns the number of tokens."""
@@ -52,47 +57,52 @@ class BareGenerate:
         self.images = {request.id: [image.decode() for image in request.task.images] for request in requests}
 
     def __call__(self) -> int:
-        talks = [
-            Talk(request, index, list(self.prompts[request.id]))
-            for request in self.requests
-            for index in range(request.num_samples)
-        ]
-        self._write(talks, turn=0)
+        talks = self._first_turns()
         for turn in range(1, 1 + max(map(len, self.told.values()))):
             going = [talk for talk in talks if talk.finish_reason == "stop" and talk.left_tokens > 0]
             for talk in going:
                 told = self.told[talk.request.id][turn - 1]
                 talk.token_ids += told[int(talk.token_ids[-1] == self.end_of_turn) :]
-            self._write(going, turn=turn)
+            prompts = [self._prompt(talk.request, talk.token_ids) for talk in going]
+            sampling = [
+                self._sampling(
+                    talk.request, seed=turn_seed(talk.request.seed + talk.index, turn), max_tokens=talk.left_tokens
+                )
+                for talk in going
+            ]
+            for talk, output in zip(going, self.llm.generate(prompts, sampling, use_tqdm=False), strict=True):
+                talk.add(output.outputs[0])
         return sum(talk.written for talk in talks)
 
-    def _write(self, talks: Sequence[Talk], *, turn: int) -> None:
-        prompts = [
-            {
-                "prompt_token_ids": talk.token_ids,
-                "multi_modal_data": {"image": self.images[talk.request.id]},
-                "multi_modal_uuids": {"image": [image.sha256 for image in talk.request.task.images]},
-            }
-            for talk in talks
-        ]
-        sampling = [self._sampling(talk, turn) for talk in talks]
-        for talk, output in zip(talks, self.llm.generate(prompts, sampling, use_tqdm=False), strict=True):
-            (completion,) = output.outputs
-            talk.token_ids += completion.token_ids
-            talk.written += len(completion.token_ids)
-            talk.finish_reason = completion.finish_reason
+    def _first_turns(self) -> list[Talk]:
+        """All samples of a request at once."""
+        prompts = [self._prompt(request, self.prompts[request.id]) for request in self.requests]
+        sampling = [self._sampling(request, n=request.num_samples, seed=request.seed) for request in self.requests]
+        talks = []
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        for request, output in zip(self.requests, outputs, strict=True):
+            for completion in output.outputs:
+                talks.append(Talk(request, completion.index, list(self.prompts[request.id])))
+                talks[-1].add(completion)
+        return talks
 
-    def _sampling(self, talk: Talk, turn: int) -> Any:
+    def _prompt(self, request: GenerationRequest, token_ids: list[int]) -> dict[str, Any]:
+        return {
+            "prompt_token_ids": token_ids,
+            "multi_modal_data": {"image": self.images[request.id]},
+            "multi_modal_uuids": {"image": [image.sha256 for image in request.task.images]},
+        }
+
+    def _sampling(self, request: GenerationRequest, **changes: Any) -> Any:
         from vllm import SamplingParams
 
-        sampling = talk.request.sampling
+        asked = request.sampling
+        given: dict[str, Any] = {"temperature": asked.temperature, "max_tokens": asked.max_tokens} | changes
         return SamplingParams(
-            temperature=sampling.temperature,
-            max_tokens=talk.left_tokens,
-            stop=list(sampling.stop),
+            stop=list(asked.stop),
             include_stop_str_in_output=True,
             skip_special_tokens=False,
-            seed=turn_seed(talk.request.seed + talk.index, turn),
             logprobs=0,
             logit_bias=dict.fromkeys(self.forbidden, FORBID),
+            **given,
         )
