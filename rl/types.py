@@ -220,10 +220,11 @@ class Trajectory:
 
     @property
     def reasoning(self) -> str:
-        """The text of the first ``<think>`` block, to the end of the text where it was never closed; else what
-        stands before the first ``<answer>``."""
-        match = _THINK.search(self.text)
-        return match.group(1).strip() if match else self.text.split("<answer>", 1)[0].strip()
+        """The text of the last turn's first ``<think>`` block, to the end of the turn where it was never closed; else
+        what stands before its first ``<answer>``."""
+        text = self.turns[-1]
+        match = _THINK.search(text)
+        return match.group(1).strip() if match else text.split("<answer>", 1)[0].strip()
 
     @property
     def answer_text(self) -> str | None:

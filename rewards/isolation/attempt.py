@@ -47,7 +47,11 @@ def checked_evidence(evidence: Any) -> Evidence:
     """The evidence with its place in plain integers. Raises TypeError for another type, or another kind of place."""
     if not isinstance(evidence, Evidence):
         raise TypeError(f"a score's evidence must be Evidence; got {evidence!r:.100}")
-    return replace(evidence, start=operator.index(evidence.start), end=operator.index(evidence.end))
+    try:
+        return replace(evidence, start=operator.index(evidence.start), end=operator.index(evidence.end))
+    except TypeError:
+        got = f"start {evidence.start!r:.40} and end {evidence.end!r:.40}"
+        raise TypeError(f"the start and end of evidence are integers, offsets into the text; got {got}") from None
 
 
 def failed(reason: str) -> Attempt:
