@@ -29,7 +29,7 @@ LIMITS_S: Mapping[str, float] = {
     "maths": 300,
     "store": 180,
     "view": 180,
-    "generation": 300,
+    "generation": 900,
     "learner": 2400,
     "publication": 300,
     "step": 2400,

@@ -135,7 +135,11 @@ async def record_of(service: RewardService, made: Trajectory) -> ScoreRecord:
         ("float", "failed", "TypeError: a scorer must return a Score; got 1.0"),
         ("nan", "failed", "ValueError: a score's value must be a finite number in [0, 1]; got nan"),
         ("nan metric", "failed", "ValueError: a score's metrics must be finite numbers; got 'claims': nan"),
-        ("text place", "failed", "TypeError: 'str' object cannot be interpreted as an integer"),
+        (
+            "text place",
+            "failed",
+            "start and end of evidence are integers, offsets into the text; got start '3' and end 4",
+        ),
         ("invalid", "invalid_input", "cannot read the task"),
         ("abstain", "abstained", "not mine"),
     ],
