@@ -207,7 +207,8 @@ def _by_chart(run: RunRecord) -> dict[str, list[Metric]]:
     charts: dict[str, list[Metric]] = {}
     for declared in METRICS:
         if declared.chart:
-            found = [metric for metric in recorded if metric.meaning == declared.meaning]
+            which = (declared.chart, declared.meaning)
+            found = [metric for metric in recorded if (metric.chart, metric.meaning) == which]
             charts.setdefault(declared.chart, []).extend(found)
     return {title: metrics for title, metrics in charts.items() if metrics}
 

@@ -12,13 +12,15 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rl.errors import LogError
-from rl.metrics import MetricsLog
+from rl.metrics import METRICS, MetricsLog, declaration
+from rl.report.page import _by_chart
 from rl.report.pictures import Pictures
 from rl.report.run import write_report
 from rl.types import (
@@ -382,3 +384,12 @@ def test_a_replay_whose_source_is_gone_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "replay.json").write_text(json.dumps({"source": str(tmp_path / "gone"), "scorers": {}}))
     with pytest.raises(LogError, match="gone"):
         write_report(tmp_path)
+
+
+def test_each_recorded_metric_is_drawn_under_its_own_title_alone() -> None:
+    names = [declared.name.replace("<scorer>", "answer").replace("<verdict>", "refuted") for declared in METRICS]
+    names = [name for name in names if "<" not in name]
+    charts = _by_chart(SimpleNamespace(metrics=dict.fromkeys(names)))  # type: ignore[arg-type]
+    drawn = [metric for metrics in charts.values() for metric in metrics]
+    assert all(metric.chart == title for title, metrics in charts.items() for metric in metrics)
+    assert sorted(metric.name for metric in drawn) == sorted(n for n in names if declaration(n).chart)
