@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
 from entities.match import Matcher, fold
+from tests.bounded import bounded_work
 
 NAMES = [
     ("pleural effusion", "effusion"),
@@ -101,6 +101,5 @@ def test_the_automaton_agrees_with_trying_every_name_at_every_word() -> None:
 )
 def test_hostile_text_is_read_in_linear_time(text: str) -> None:
     matcher = Matcher([*NAMES, *((" ".join(["pleural"] * n), str(n)) for n in range(2, 30))])
-    began = time.thread_time()
-    matcher.find(text)
-    assert time.thread_time() - began < 2.0
+    with bounded_work():
+        matcher.find(text)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from rewards.service import RewardService
 from rewards.trace_scorer import TraceScorer
 from rl.errors import ConfigError
 from rl.types import EncodedImage, Measurement, Message, ToolCall
+from tests.bounded import bounded_work
 from tests.rewards.conftest import a_conversation
 
 LINES = """<think>
@@ -165,10 +165,9 @@ async def test_a_task_without_evidence_is_none_of_its_business(trajectory: Any) 
         "```{" + " " * 200_000,
     ],
 )
-async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, text: str) -> None:
-    began = time.thread_time()
-    assert (await scored(trajectory, f"<think>{text}</think>")).value == 0.0
-    assert time.thread_time() - began < 1.0
+async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, text: str) -> None:
+    with bounded_work():
+        assert (await scored(trajectory, f"<think>{text}</think>")).value == 0.0
 
 
 @pytest.mark.parametrize("turns", ["each", "all"])

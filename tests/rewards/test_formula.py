@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from rewards.answer_types import formula
 from rewards.answer_types.reading import Check
 from rewards.scorer import InvalidInput
 from rl.types import Task
+from tests.bounded import bounded_work
 
 
 def check(given: str, value: Any, **key: Any) -> Check:
@@ -189,9 +189,8 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_formulas_are_answered_with_a_reason(name: str) -> None:
     for key in ("x", r"\{x, y, z, 1\}"):
-        began = time.thread_time()
-        answered = check(HOSTILE[name], key)
-        assert time.thread_time() - began < 1.0
+        with bounded_work():
+            answered = check(HOSTILE[name], key)
         assert answered.reason
         assert answered.value == 0.0
 

@@ -3,7 +3,6 @@ smoothness 0.1184 (no reading)."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from rewards.scorer import Abstain
 from rl.errors import ConfigError
 from rl.types import Measurement, Score
 from rollouts.cytology import load_cytology, reference_trace
+from tests.bounded import bounded_work
 
 RECORD = {
     "radius": Measurement(value=17.99, unit="um", reading="high"),
@@ -237,9 +237,8 @@ def test_a_score_for_saying_nothing_cannot_be_configured() -> None:
         "[" * 10_000_000,
     ],
 )
-async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, text: str) -> None:
+async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, text: str) -> None:
     made = trajectory(text, record=RECORD)
-    start = time.thread_time()
-    scored = await HallucinationScorer().score(made)
-    assert time.thread_time() - start < 1.0
+    with bounded_work():
+        scored = await HallucinationScorer().score(made)
     assert (scored.value, bool(scored.reason)) == (0.0, True)

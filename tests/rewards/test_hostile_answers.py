@@ -5,7 +5,6 @@ The bounds here are generous, for busy machines; on a quiet one the slowest take
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from typing import Any
 
@@ -14,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewards.answer import CHECKERS, AnswerScorer
+from tests.bounded import bounded_work
 
-MAX_S = 5.0
 MAX_PEAK_MB = 256.0
 
 KEYS: list[dict[str, Any]] = [
@@ -98,9 +97,8 @@ def test_every_answer_type_is_tried() -> None:
 async def test_hostile_text_is_answered_with_a_reason_in_bounded_time(trajectory: Any, name: str) -> None:
     text = f"<think>x</think><answer>{INSIDE[name]}</answer>" if name in INSIDE else AROUND[name]
     for key in KEYS if name in INSIDE else KEYS[:3]:
-        began = time.thread_time()
-        score = await AnswerScorer().score(trajectory(text, answer=key))
-        assert time.thread_time() - began < MAX_S, key
+        with bounded_work():
+            score = await AnswerScorer().score(trajectory(text, answer=key))
         assert score.reason, key
         assert score.value == 0.0, (key, score)
 

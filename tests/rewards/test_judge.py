@@ -197,8 +197,8 @@ class TestSeveralEndpoints:
                 assert len(first.requests) == 1
 
     async def test_one_that_hangs_is_left_alone_for_a_while(self, met: FakeServer) -> None:
-        with serve(lambda body: Answer(delay_s=1.0)) as hanging:
-            judge = a_judge(hanging, met, timeout_s=0.3)
+        with serve(lambda body: Answer(delay_s=3.0)) as hanging:
+            judge = a_judge(hanging, met, timeout_s=0.8)
             assert await ask(judge, "a")
             assert await ask(judge, "b")
             assert len(hanging.requests) == 1
@@ -228,24 +228,26 @@ class TestLimits:
 
     @pytest.mark.slow
     async def test_waiting_behind_others_counts_against_no_deadline(self, trajectory: Any) -> None:
-        """Twelve calls of 0.06 s one after the other: the last waits for 0.66 s, and every deadline is 0.4 s."""
-        with serve(lambda body: Answer(**vars(verdict(True)) | {"delay_s": 0.06})) as server:
+        """Twelve calls of 0.15 s one after the other: the last waits for 1.65 s, and every deadline is 1 s."""
+        with serve(lambda body: Answer(**vars(verdict(True)) | {"delay_s": 0.15})) as server:
             endpoint = Endpoint(url=server.url, model="m", max_concurrency=1)
-            judge = Judge(endpoints=(endpoint,), timeout_s=0.4, deadline_s=0.4)
-            asking = ConfiguredScorer(name="asking", scorer=Asking(judge=judge), timeout_s=0.4)
+            judge = Judge(endpoints=(endpoint,), timeout_s=1.0, deadline_s=1.0)
+            asking = ConfiguredScorer(name="asking", scorer=Asking(judge=judge), timeout_s=1.0)
             with RewardService([asking]) as service:
                 scored = await service.score_many([trajectory(str(n), id=str(n)) for n in range(12)])
             assert [each.scores["asking"].outcome for each in scored] == ["scored"] * 12
 
     async def test_a_judge_that_hangs_leaves_trajectories_unscored_and_never_zero(self, trajectory: Any) -> None:
-        with serve(lambda body: Answer(**vars(verdict(True)) | {"delay_s": "hang" in json.dumps(body)})) as server:
-            judge = a_judge(server, attempts=1, timeout_s=0.3)
+        with serve(
+            lambda body: Answer(**vars(verdict(True)) | {"delay_s": 3 * ("hang" in json.dumps(body))})
+        ) as server:
+            judge = a_judge(server, attempts=1, timeout_s=0.8)
             asking = ConfiguredScorer(name="asking", scorer=Asking(judge=judge), timeout_s=5)
             with RewardService([asking]) as service:
                 fine, hung = await service.score_many([trajectory("fine"), trajectory("hang", id="h")])
             assert fine.scores["asking"].score == Score(1.0)
             assert hung.scores["asking"].outcome == "failed"
-            assert "no answer within 0.3 s" in hung.scores["asking"].reason
+            assert "no answer within 0.8 s" in hung.scores["asking"].reason
             assert not hasattr(hung, "reward")
 
 

@@ -327,15 +327,11 @@ def test_when_looks_at_the_fields_of_the_task(trajectory: Any, when: dict[str, A
 
 
 @pytest.mark.slow
-def test_the_rewards_need_no_accelerator_stack_and_start_in_an_instant() -> None:
+def test_the_rewards_start_without_what_takes_long_to_import() -> None:
     code = (
-        "import sys, time; start = time.process_time();"
-        "import rewards.config, rewards.service, rewards.answer, rewards.rubric, rewards.hallucination;"
-        "print(time.process_time() - start, *sys.modules)"
+        "import rewards.config, rewards.service, rewards.answer, rewards.rubric, rewards.hallucination, sys;"
+        "print(*sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    spent_s, *modules = ran.stdout.split()
-    assert not {"torch", "ray", "vllm", "transformers", "deepspeed", "sympy", "pint", "scipy", "jsonschema"} & set(
-        modules
-    )
-    assert float(spent_s) < 0.5
+    slow = {"torch", "ray", "vllm", "transformers", "deepspeed", "sympy", "pint", "scipy", "jsonschema"}
+    assert not slow & set(ran.stdout.split())

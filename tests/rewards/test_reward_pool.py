@@ -30,7 +30,7 @@ def a_worker(*, takes_s: float, counts: Callable[[], Any]) -> Any:
 async def test_a_worker_that_makes_scores_may_take_its_time() -> None:
     """Six times as long as what would be a hang, with a score done every now and then."""
     made = itertools.count()
-    pool = RewardPool([a_worker(takes_s=0.6, counts=lambda: next(made))], timeout_s=0.1)
+    pool = RewardPool([a_worker(takes_s=3.0, counts=lambda: next(made))], timeout_s=0.5)
     assert await pool.score(["a", "b"]) == ["a", "b"]  # type: ignore[list-item]
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rewards.trace import SECTION_NAMES
 from rl.errors import ConfigError
 from rl.types import Measurement, Score
 from rollouts.cytology import Conclusion, load_cytology, reference_trace
+from tests.bounded import bounded_work
 from tests.rewards.conftest import a_conversation
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "rewards"
@@ -480,10 +480,9 @@ async def test_more_claims_than_are_read_cite_nothing_and_the_note_says_so(traje
         ({"json_schema": {}}, "1" * 10_000),
     ],
 )
-async def test_hostile_text_is_answered_in_less_than_a_second(trajectory: Any, rule: dict[str, Any], text: str) -> None:
-    start = time.thread_time()
-    assert not await holds(trajectory, rule, text)
-    assert time.thread_time() - start < 1.0
+async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, rule: dict[str, Any], text: str) -> None:
+    with bounded_work():
+        assert not await holds(trajectory, rule, text)
 
 
 class TestTurns:

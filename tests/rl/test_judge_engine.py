@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,6 @@ async def test_a_policy_that_is_none_ends_the_start_with_the_servers_words(
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
-    began = time.monotonic()
     with pytest.raises(RolloutError, match=r"the engine for .*broken ended as it started: .*[Ee]rror"):
         await asyncio.wait_for(start_judges(scorers(broken, tmp_path), local=True), 300)
-    assert time.monotonic() - began < 300
     assert not servers_of(broken)

@@ -110,7 +110,7 @@ async def test_request_i_goes_to_worker_i_modulo_their_number() -> None:
 
 
 async def test_trajectories_come_as_they_finish_not_in_the_order_of_workers() -> None:
-    slow, quick = Worker(pace_s=0.05), Worker()
+    slow, quick = Worker(pace_s=0.3), Worker()
     # The slow one has a and c, the quick one b and d.
     assert await generated(RolloutPool([slow, quick], timeout_s=5), "abcd") == ["b/0", "d/0", "a/0", "c/0"]
 
@@ -187,8 +187,8 @@ async def test_a_worker_that_does_not_answer_ends_the_call_at_the_deadline(kind:
 
 
 async def test_the_deadline_is_for_one_answer_not_for_all_of_them() -> None:
-    # Five answers 40 ms apart: 200 ms together, each of them within the 150 ms.
-    found = await generated(RolloutPool([Worker(pace_s=0.04)], timeout_s=0.15), "abcde")
+    # Five answers 0.3 s apart: 1.5 s together, each of them within the 1.2 s.
+    found = await generated(RolloutPool([Worker(pace_s=0.3)], timeout_s=1.2), "abcde")
     assert found == ["a/0", "b/0", "c/0", "d/0", "e/0"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rewards.scorer import Abstain, InvalidInput, Score
 from rewards.service import RewardService
 from rl.errors import ConfigError
 from rl.types import EncodedImage, Measurement, Message, ToolCall
+from tests.bounded import bounded_work
 from tests.rewards.conftest import a_conversation
 
 CHEST = Path(__file__).parents[3] / "configs" / "entities" / "chest_findings.csv"
@@ -348,9 +348,8 @@ async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, text: s
         "record": TestMeasurements.RECORD,
         "reference": {"findings": FINDINGS, "sources": {"report": REPORT * 20}, "regions": [[0, 0, 1, 1]]},
     }
-    began = time.thread_time()
-    await judged(trajectory, text, task=task, tool_calls=TestTools.CALLS, entities=CHEST)
-    assert time.thread_time() - began < 2.0
+    with bounded_work():
+        await judged(trajectory, text, task=task, tool_calls=TestTools.CALLS, entities=CHEST)
 
 
 class TestTurns:
