@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rewards.answer_types import box, choice, date, formula, labels, number, text, yes_no
 from rewards.answer_types.reading import Check, Checker, boxed, said, unwrapped
-from rewards.parameters import suggestion
 from rewards.scorer import Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
 from rewards.trace import MAX_TEXT_CHARS, Span, Trace, parse_trace
 from rl.errors import ConfigError
+from rl.plugins import suggestion
 from rl.types import Task, Verdict
 
 if TYPE_CHECKING:

@@ -28,11 +28,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 from rewards.config import check_task_field, task_field
-from rewards.foreign_modules import Importing, import_module
-from rewards.parameters import suggestion
 from rewards.scorer import Abstain, Score, Scorer, Trajectory
 from rewards.turns import transcript
 from rl.errors import ConfigError
+from rl.plugins import Importing, import_module, suggestion
 
 
 @dataclass(frozen=True, kw_only=True)

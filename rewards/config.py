@@ -7,14 +7,12 @@
         safety:    {use: rubric, path: rewards/cytology_safety.yaml, gate: true}
         red_flags: {use: "my_hospital.scorers:RedFlags", weight: 0.25, terms: [fever]}
 
-``use`` is a built-in name, an entry point of the group ``medrl.scorers`` or ``module.path:Class``. Modules are found as
-``python -m`` would find them: installed ones first, then those in the config's folder and in the working folder.
+``use`` is a built-in name, an entry point of the group ``medrl.scorers`` or ``module.path:Class`` (see `rl.plugins`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,14 +21,13 @@ from types import MappingProxyType
 from typing import Any, cast, get_args
 
 from rewards.combine import largest_penalty
-from rewards.foreign_modules import import_folders, import_module, make_importable
 from rewards.judge import Judge
 from rewards.judges.config import named_judges, read_judges
-from rewards.parameters import fit_parameters, plain, suggestion
 from rewards.places import lines_named, read_yaml
 from rewards.provenance import version_of
 from rewards.scorer import Scorer, Turns
 from rl.errors import ConfigError
+from rl.plugins import fit_parameters, import_folders, make_importable, plain, resolve_class, suggestion
 from rl.types import Task
 
 BUILT_IN = {
@@ -243,31 +240,15 @@ def build_scorer(
 
 def resolve_scorer(name_or_path: str, *, base_dir: str | Path = ".", where: str = "use") -> type[Scorer]:
     """The scorer class of a built-in name, an entry point or ``module.path:Class``. Raises ConfigError."""
-    path = BUILT_IN.get(name_or_path, name_or_path)
-    if ":" not in path:
-        points = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-        if path not in points:
-            names = sorted({*BUILT_IN, *points})
-            raise ConfigError(
-                f"{where}: no scorer is called {path!r}; known: {', '.join(names)}, or module.path:Class."
-                + suggestion(path, names)
-            )
-        path = points[path]
-    module_name, _, class_name = path.partition(":")
-    make_importable(import_folders(base_dir))
-    module = import_module(module_name, where=where)
-    cls = getattr(module, class_name, None)
-    candidates = [name for name, value in vars(module).items() if _is_scorer(value) and value.__module__ == module_name]
-    if cls is None:
-        raise ConfigError(
-            f"{where}: the module {module_name} has no {class_name!r}; its scorers: {', '.join(candidates) or 'none'}."
-            + suggestion(class_name, candidates)
-        )
-    if not _is_scorer(cls):
-        raise ConfigError(f"{where}: {path} is {cls!r}, not a subclass of rewards.scorer.Scorer")
-    if "__dataclass_fields__" not in vars(cls):  # dataclasses.is_dataclass would be content with a base class
-        raise ConfigError(f"{where}: {path} must be decorated with @dataclass(frozen=True, kw_only=True)")
-    return cast(type[Scorer], cls)
+    return resolve_class(
+        name_or_path,
+        Scorer,  # type: ignore[type-abstract]
+        noun="scorer",
+        built_in=BUILT_IN,
+        entry_points=ENTRY_POINTS,
+        base_dir=base_dir,
+        where=where,
+    )
 
 
 def find_file(path: Path, base_dir: str | Path, *, where: str) -> Path:
@@ -278,10 +259,6 @@ def find_file(path: Path, base_dir: str | Path, *, where: str) -> Path:
         if candidate.is_file():
             return candidate
     raise ConfigError(f"{where}: there is no file {str(path)!r}; looked for {', '.join(map(str, tried))}")
-
-
-def _is_scorer(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Scorer) and value is not Scorer
 
 
 def _check_penalty(section: Mapping[str, Any], scorers: tuple[ConfiguredScorer, ...]) -> None:

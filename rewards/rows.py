@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from entities.reference import read_reference
-from rewards.parameters import suggestion
 from rl.errors import TaskError
+from rl.plugins import suggestion
 from rl.types import (
     TURN_BREAK,
     EncodedImage,

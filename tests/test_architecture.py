@@ -19,7 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("rl", "entities", "rollouts", "rewards", "policies")
 SIBLINGS = frozenset({"rollouts", "rewards", "policies"})
-FOUNDATION = frozenset({"rl.types", "rl.errors"})
+FOUNDATION = frozenset({"rl.types", "rl.errors", "rl.plugins"})
 
 SLOW_IMPORTS = frozenset(
     {"torch", "ray", "vllm", "deepspeed", "transformers", "trl", "peft", "accelerate", "datasets", "sklearn"}
@@ -169,7 +169,7 @@ def imports_only_what_lies_below(module: Module) -> Violations:
         if not allowed:
             yield (
                 imported.line,
-                f"{module.name} imports {imported.name}; rl.types and rl.errors ← entities ← siblings ← rl",
+                f"{module.name} imports {imported.name}; rl.types, rl.errors, rl.plugins ← entities ← siblings ← rl",
             )
 
 

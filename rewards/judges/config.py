@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rewards.judge import Endpoint, EngineEndpoint, Judge
-from rewards.parameters import fit_parameters, suggestion
 from rl.errors import ConfigError
+from rl.plugins import fit_parameters, suggestion
 
 if TYPE_CHECKING:
     from rewards.config import ConfiguredScorer

@@ -224,7 +224,7 @@ def _agree(arguments: argparse.Namespace) -> int:
 
 
 def _check_names(names: Sequence[str], known: Collection[str], *, flag: str) -> None:
-    from rewards.parameters import suggestion
+    from rl.plugins import suggestion
 
     for name in names:
         if name not in known:

@@ -19,8 +19,7 @@ AROUND_THE_SCORE = frozenset(
     | {"rewards.cache"}  # and kept
     | {
         "rewards.config",
-        "rewards.foreign_modules",
-        "rewards.parameters",
+        "rl.plugins",
         "rewards.places",
     }  # how a config is read, and its faults are told
 )

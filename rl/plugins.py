@@ -1,16 +1,112 @@
-"""From what a YAML says to the fields of a scorer: every value checked against its annotation."""
+"""Code that a config names: where its modules are looked for, what their import may raise, and its parameters.
+
+    use: my_hospital.scorers:RedFlags      # a built-in name, an entry point, or module.path:Class
+
+Modules are found as ``python -m`` would find them: installed ones first, then those in the config's folder and in the
+working folder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Union
+from types import TracebackType
+from typing import Any, Literal, TypeVar, Union
 
 from rl.errors import ConfigError
+
+Base = TypeVar("Base")
+
+
+def resolve_class(
+    use: str,
+    base: type[Base],
+    *,
+    noun: str,
+    built_in: Mapping[str, str],
+    entry_points: str,
+    base_dir: str | Path = ".",
+    where: str,
+) -> type[Base]:
+    """The dataclass of a built-in name, of an entry point of that group or of ``module.path:Class``, below ``base``.
+
+    ``noun`` is what messages call it. Raises ConfigError.
+    """
+    path = built_in.get(use, use)
+    if ":" not in path:
+        points = {point.name: point.value for point in importlib.metadata.entry_points(group=entry_points)}
+        if path not in points:
+            names = sorted({*built_in, *points})
+            raise ConfigError(
+                f"{where}: no {noun} is called {path!r}; known: {', '.join(names)}, or module.path:Class."
+                + suggestion(path, names)
+            )
+        path = points[path]
+    module_name, _, class_name = path.partition(":")
+    make_importable(import_folders(base_dir))
+    module = import_module(module_name, where=where)
+    cls = getattr(module, class_name, None)
+    fitting = {name: value for name, value in vars(module).items() if _is_below(base, value)}
+    if cls is None:
+        own = [name for name, value in fitting.items() if value.__module__ == module_name]
+        raise ConfigError(
+            f"{where}: the module {module_name} has no {class_name!r}; its {noun}s: {', '.join(own) or 'none'}."
+            + suggestion(class_name, own)
+        )
+    if not _is_below(base, cls):
+        raise ConfigError(f"{where}: {path} is {cls!r}, not a subclass of {base.__module__}.{base.__name__}")
+    if "__dataclass_fields__" not in vars(cls):  # dataclasses.is_dataclass would be content with a base class
+        raise ConfigError(f"{where}: {path} must be decorated with @dataclass(frozen=True, kw_only=True)")
+    return typing.cast(type[Base], cls)
+
+
+def _is_below(base: type, value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def import_module(name: str, *, where: str) -> Any:
+    """Import a module that a config names. Raises ConfigError for one that is not there or cannot be imported."""
+    with Importing(f"the module {name}", where=where):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(error.name + ".")):
+                raise ConfigError(
+                    f"{where}: there is no module {error.name!r}; looked for in the installed packages, in "
+                    f"the config's folder and in {os.getcwd()}"
+                ) from error
+            raise ConfigError(f"{where}: the module {name} needs {error.name!r}, which is not installed") from error
+
+
+class Importing(AbstractContextManager[None]):
+    """Turns whatever foreign code raises while it is imported, errors of its own classes included, into ConfigError."""
+
+    def __init__(self, what: str, *, where: str) -> None:
+        self._what, self._where = what, where
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, ConfigError):
+            said = f"cannot be imported: {type(error).__name__}: {error}"
+            raise ConfigError(f"{self._where}: {self._what} {said}") from error
+
+
+def import_folders(base_dir: str | Path) -> tuple[str, ...]:
+    """Where a module that a config names may lie, besides the installed packages."""
+    return (str(Path(base_dir).resolve()), os.getcwd())
+
+
+def make_importable(folders: Iterable[str]) -> None:
+    """Have modules in these folders found, after the installed ones."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def suggestion(word: str, allowed: Iterable[str]) -> str:
