@@ -56,6 +56,8 @@ def ray_session(config: RayConfig, *, cpus_needed: float) -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False)
         else:
+            # Ray's default of 15 leaves engines and learner a thirtieth of a core beside anything else that computes.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 num_cpus=config.num_cpus or max(os.cpu_count() or 1, int(cpus_needed + 0.999)),
                 object_store_memory=config.object_store_mb << 20,

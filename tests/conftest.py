@@ -88,6 +88,7 @@ def ray_session() -> Iterator[Any]:
     """A local Ray with four logical CPUs, shared by all slow tests. Yields the ``ray`` module."""
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in `rl.cluster.ray_session`: the tests beside it compute too
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=256 << 20, log_to_driver=False)
     yield ray
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from rl.errors import MedrlError
 from tests.rl.replay.test_rescore import OWN, a_run, rewards_file
 
 MISMATCH = "Version mismatch: the cluster runs:\n    Ray: 2.9\n    Python: 3.10"
+
+
+NICENESS = "RAY_worker_niceness"
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -51,6 +55,20 @@ def test_a_ray_that_is_not_there_is_one_clear_error(
         pytest.fail("the session is entered")
     assert said in str(raised.value) and "medrl doctor" in str(raised.value)
     assert raised.value.__suppress_context__  # no traceback of Ray behind it
+
+
+@pytest.mark.parametrize(("set_by_the_user", "niceness"), [(None, "0"), ("5", "5")])
+def test_a_local_ray_does_not_run_its_workers_behind_everything_else(
+    monkeypatch: pytest.MonkeyPatch, set_by_the_user: str | None, niceness: str
+) -> None:
+    monkeypatch.setenv(NICENESS, set_by_the_user or "")
+    if set_by_the_user is None:
+        monkeypatch.delenv(NICENESS)
+    seen = []
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ[NICENESS]))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_session(RayConfig(), cpus_needed=1):
+        assert seen == [niceness]
 
 
 def test_a_mistake_in_the_call_of_ray_is_not_told_as_a_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
