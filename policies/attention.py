@@ -13,6 +13,7 @@ does, and ``flex`` holds one flag per 128 x 128 tokens.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,23 +144,29 @@ class _Flex(PackedAttention):
     """One call per row, by a block mask."""
 
     def __init__(self, trees: tuple[Tree, ...], device: torch.device | str) -> None:
+        super().__init__(trees, device)
+        self.device = torch.device(device)
+
+    @functools.cached_property
+    def block_mask(self) -> Any:
+        """Made by the first layer, where it is used: the CPU, on which rows are put together, would count its blocks in
+        a mask of row x row."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        super().__init__(trees, device)
-        lengths = torch.tensor([tree.length for tree in trees])
-        tree_of = torch.arange(len(trees)).repeat_interleave(lengths).to(device)
-        parts = [part for tree in trees for part in (tree.trunk, *tree.branches)]
-        branch_numbers = torch.cat([torch.arange(1 + len(tree.branches)) for tree in trees])  # 0 is the trunk
-        branch_of = branch_numbers.repeat_interleave(torch.tensor(parts)).to(device)
+        lengths = torch.tensor([tree.length for tree in self.trees])
+        tree_of = torch.arange(len(self.trees)).repeat_interleave(lengths).to(self.device)
+        parts = [part for tree in self.trees for part in (tree.trunk, *tree.branches)]
+        branch_numbers = torch.cat([torch.arange(1 + len(tree.branches)) for tree in self.trees])  # 0 is the trunk
+        branch_of = branch_numbers.repeat_interleave(torch.tensor(parts)).to(self.device)
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own = (branch_of[key] == 0) | (branch_of[key] == branch_of[query])
             return (key <= query) & (tree_of[key] == tree_of[query]) & own
 
         total = int(lengths.sum())
-        make = torch.compile(create_block_mask) if torch.device(device).type == "cuda" else create_block_mask
+        make = torch.compile(create_block_mask) if self.device.type == "cuda" else create_block_mask
         # Compiled, it never holds the mask of row x row that it counts the blocks of.
-        self.block_mask = make(sees, None, None, total, total, device=device)
+        return make(sees, None, None, total, total, device=self.device)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         from transformers.integrations.flex_attention import flex_attention_forward

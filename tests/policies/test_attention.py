@@ -118,6 +118,15 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "flex", "flash"])
+def test_no_mask_of_the_row_is_made_where_rows_are_put_together(kernel: Kernel) -> None:
+    trees = [Tree(100, (20,) * 8)] * 10
+    with _LargestTensor() as seen:
+        packed_attention(trees, kernel=kernel)
+    # 2,600 tokens, of which flash gathers the 100 + 8 x (100 + 20) keys of each tree
+    assert seen.elements <= 10 * (100 + 8 * 120) < 2600**2
+
+
 @pytest.mark.slow
 def test_memory_grows_with_the_row_and_not_with_its_square() -> None:
     largest = []
