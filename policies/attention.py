@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rl.errors import PolicyError
+
 Kernel = Literal["sdpa", "flex", "flash"]
 NAME = "medrl_packed"
 """What transformers knows `_attend` by."""
@@ -66,12 +68,28 @@ def packed_attention(trees: Sequence[Tree], *, kernel: Kernel) -> PackedAttentio
 def use_packed_attention(model: Any) -> None:
     """Make the decoder of a transformers model attend as the ``packed`` argument of its forward pass says.
 
-    The vision tower keeps its own attention.
+    The vision tower keeps its own attention. Raises PolicyError for a decoder that computes something else than full
+    causal attention: of a window, of a state that runs along the row, or of images seen as a whole, it would lose or
+    mix up what belongs to other completions, and say nothing.
     """
     from transformers import AttentionInterface
 
+    text = model.config.get_text_config()
+    if other := _beside_full_attention(text):
+        raise PolicyError(
+            f"learner.packing must be false for a policy of the type {model.config.model_type}: its decoder has "
+            f"{', '.join(other)}, and packed rows take full causal attention in every layer"
+        )
     AttentionInterface.register(NAME, _attend)
-    model.config.get_text_config()._attn_implementation = NAME
+    text._attn_implementation = NAME
+
+
+def _beside_full_attention(text: Any) -> list[str]:
+    """What a decoder's config asks for that is not full causal attention."""
+    layers = getattr(text, "layer_types", None)
+    other = sorted(set(layers or ()) - {"full_attention"})
+    settings = ["attn_logit_softcapping", "use_bidirectional_attention", *([] if layers else ["sliding_window"])]
+    return other + [f"{name}={value}" for name in settings if (value := getattr(text, name, None))]
 
 
 def _attend(

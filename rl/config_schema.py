@@ -219,7 +219,8 @@ class LearnerConfig:
     micro_batch_tokens: int = 8192
     """Most tokens in one forward pass of one rank; what does not fit is accumulated."""
     packing: bool = True
-    """One sequence per group with its prompt once; false gives one padded row per trajectory."""
+    """One sequence per group with its prompt once; false gives one padded row per trajectory, as a policy needs whose
+    decoder has layers with a sliding window or without attention."""
     attention: str = "auto"
     """How packed sequences attend (see policies/attention.py): ``sdpa``, ``flex`` or ``flash``; ``auto`` takes ``flex``
     on a GPU and ``sdpa`` without one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policies.attention import Kernel, Tree, packed_attention
+from policies.attention import Kernel, Tree, packed_attention, use_packed_attention
+from rl.errors import PolicyError
 
 HEADS, KEY_HEADS, CHANNELS = 4, 2, 32
 trees = st.lists(
@@ -116,6 +118,26 @@ class _LargestTensor(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
         return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "text", "reason"),
+    [
+        ("gemma3", {"sliding_window": 512}, "sliding_attention"),
+        ("qwen3_5", {}, "linear_attention"),
+        ("idefics2", {"model_type": "mistral", "sliding_window": 4096}, "sliding_window=4096"),
+        ("paligemma", {"model_type": "gemma"}, "use_bidirectional_attention=True"),
+    ],
+)
+def test_a_decoder_of_more_than_full_causal_attention_is_refused(
+    model_type: str, text: dict[str, Any], reason: str
+) -> None:
+    from transformers import AutoConfig
+
+    model = SimpleNamespace(config=AutoConfig.for_model(model_type, text_config=text))
+    with pytest.raises(PolicyError, match=f"learner.packing must be false .* {model_type}: its decoder has {reason}"):
+        use_packed_attention(model)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "flex", "flash"])
