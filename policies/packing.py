@@ -90,6 +90,7 @@ class MicroBatchBuilder:
         self.kernel = kernel
         self.processor = processor
         self.rope_index = getattr(model, "get_rope_index", None)
+        self.image_marks = _image_marks(model)
         self.encodes_once = kernel is not None and _encodes_one_by_one(model, processor)
         names = ("image_token_id", "image_token_index")
         self.image_token_id: int = next(
@@ -129,8 +130,8 @@ class MicroBatchBuilder:
             for place, row in enumerate(rows):
                 input_ids[place, : row.length] = torch.from_numpy(row.token_ids)
             model_inputs["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-            if self.rope_index is not None:
-                model_inputs["mm_token_type_ids"] = self._is_image(input_ids)
+            if self.image_marks is not None:
+                model_inputs[self.image_marks] = self._is_image(input_ids)
         return MicroBatch(
             input_ids=input_ids,
             model_inputs=model_inputs,
@@ -198,8 +199,22 @@ class MicroBatchBuilder:
         return positions[:, 0]
 
     def _is_image(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Int32, 1 where a token stands for a piece of an image: the modality ids of models with 3D positions."""
+        """Int32, 1 where a token stands for a piece of an image: the modality ids of models that ask for them."""
         return torch.eq(token_ids, self.image_token_id).int()
+
+
+def _image_marks(model: Any) -> str | None:
+    """The input by which a model is told which tokens stand for images, or None where it does not ask.
+
+    It counts 3D positions by them, or has all tokens of an image see one another, as Gemma 3 does. PaliGemma means
+    another thing by the same name: the end of the prompt.
+    """
+    taken = inspect.signature(model.forward).parameters
+    if "mm_token_type_ids" in taken:
+        return "mm_token_type_ids"
+    if "token_type_ids" in taken and not getattr(model.config.get_text_config(), "use_bidirectional_attention", None):
+        return "token_type_ids"
+    return None
 
 
 def _encodes_one_by_one(model: Any, processor: Any) -> bool:

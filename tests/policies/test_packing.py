@@ -304,3 +304,28 @@ def test_an_update_is_the_same_on_one_two_and_four_ranks_and_in_small_passes(pol
     for ranks, budget_tokens in [(1, 60), (2, 10**6), (4, 60)]:
         _assert_same(_update(policy, samples, packing=True, loss=loss, ranks=ranks, budget_tokens=budget_tokens), whole)
     _assert_same(_update(policy, samples, packing=False, loss=loss, ranks=2, budget_tokens=200), whole)
+
+
+@pytest.mark.slow
+def test_the_tokens_of_an_image_see_one_another_where_the_model_has_them_do_so() -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    from policies.policy_model import PolicyModel
+
+    image = 19
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"vocab_size": 64, "head_dim": 16, "num_key_value_heads": 1, "initializer_range": 0.5}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, image_token_index=image, mm_tokens_per_image=4)
+    )
+    builder = MicroBatchBuilder(model.model, None, kernel=None)
+    # The image's own embeddings stand for what the vision tower would make of it: the mask is all that is looked at.
+    sample = a_sample([20, 21, 22], prompt=[1, image, image, image, image, 2])
+    logprobs, _ = PolicyModel(model, temperature=1.0, entropy_gradient=False)(builder.build(builder.rows([sample])))
+    ids = torch.from_numpy(sample.token_ids)[None].long()
+    logits = model(input_ids=ids, token_type_ids=(ids == image).long()).logits[0]
+    expected = logits.log_softmax(-1)[[5, 6, 7], [20, 21, 22]]
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(model(input_ids=ids).logits[0], logits, atol=0.1), "the marks must make a difference"
