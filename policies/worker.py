@@ -145,7 +145,7 @@ class LearnerGroup:
         """A Ray reference to the weights that changed since the last call (at first, and after `load`, to all), by
         checkpoint name, and what all of them are known by. The arrays stay in the object store."""
         calls = [worker.weights.options(num_returns=2).remote() for worker in self.workers]
-        described = [await self._wait(known, rank=rank) for rank, (_, known) in enumerate(calls)]
+        described = await self._each([known for _, known in calls])
         return calls[0][0], described[0]
 
     async def connect(self, group: Mapping[str, Any]) -> None:
@@ -172,11 +172,14 @@ class LearnerGroup:
         await self._all("save_policy", folder)
 
     async def _all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Call every rank at once. The first failure ends the wait: other ranks may hang in a collective."""
+        """Call every rank at once."""
         import ray
 
         shared = [ray.put(arg) for arg in args]
-        calls = [getattr(worker, method).remote(*shared, **kwargs) for worker in self.workers]
+        return await self._each([getattr(worker, method).remote(*shared, **kwargs) for worker in self.workers])
+
+    async def _each(self, calls: Sequence[Any]) -> list[Any]:
+        """The answers of all ranks. The first failure ends the wait: other ranks may hang in a collective."""
         tasks = [asyncio.ensure_future(self._wait(call, rank=rank)) for rank, call in enumerate(calls)]
         try:
             return await asyncio.gather(*tasks)
