@@ -204,6 +204,8 @@ class LearnerConfig:
     cpus_per_rank: float = 1.0
     threads: int = 1
     zero_stage: int = 0
+    """What DeepSpeed shards over the ranks (0 to 3). In bfloat16 0 and 1 are run as 2, the first stage at which it sums
+    the gradients of an update's passes in float32."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the host's memory; from ``zero_stage`` 1 on."""
     learning_rate: float = 1e-6

@@ -242,6 +242,24 @@ def test_bfloat16_stays_near_float32(
         np.testing.assert_allclose(got, wanted, atol=0.15)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_of_many_passes_in_bfloat16_none_is_rounded_away(
+    settings: LearnerSettings, ray_session: Any, zero_stage: int
+) -> None:
+    """Each of the passes adds the same, so that all of them together make the gradient of one."""
+    alike = [
+        a_sample([20 + place, 21, 22], prompt=range(40, 56), group=group, advantage=advantage)
+        for group in range(256)
+        for place, advantage in enumerate((1.0, -0.5))
+    ]
+    one, all_alike = (
+        TrainBatch(samples=tuple(part), loss_tokens=3 * len(part), policy_version=0) for part in (alike[:2], alike)
+    )
+    low = dataclasses.replace(settings, dtype="bfloat16", micro_batch_tokens=22, zero_stage=zero_stage)
+    expected, got = (run(low, batch, ranks=1, ray=ray_session).first["grad_norm"] for batch in (one, all_alike))
+    assert got == pytest.approx(expected, rel=0.01)
+
+
 def test_lora_trains_adapters_and_publishes_them_merged_while_the_reference_stays(
     settings: LearnerSettings, batch: TrainBatch, one_rank: Outcome, ray_session: Any
 ) -> None:
