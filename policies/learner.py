@@ -154,7 +154,7 @@ class Learner:
     def save_policy(self, folder: Path) -> None:
         """Write the policy, adapters merged, as a plain ``save_pretrained`` folder with its processor."""
         model = self.engine.module.model
-        weights = {name: weight.cpu() for name, weight in full_weights(model)}
+        weights = {name: weight.cpu() for name, weight in full_weights(model) if self.rank == 0}
         if self.rank == 0:
             base_model(model).save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
