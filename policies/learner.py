@@ -216,7 +216,7 @@ class Learner:
         return [[(place, sample) for place, sample in enumerate(samples) if sample.group in part] for part in parts]
 
     def _minibatch(self, placed: Sequence[tuple[int, TrainSample]]) -> _MiniBatch:
-        """This rank's passes over the samples of one optimizer step."""
+        """This rank's passes over the samples of one optimizer step, in the host's memory: images are large."""
         samples = [sample for _, sample in placed]
         rows = self.builder.rows(samples)
         plan = self.builder.plan(rows, ranks=self.ranks, budget_tokens=self.settings.micro_batch_tokens)
@@ -243,7 +243,7 @@ class Learner:
             own,
             head_chunks=chunk_count(tokens, chunk_tokens=HEAD_CHUNK_TOKENS),
             weight=float(bool(passes[self.rank])),
-        ).to(self.device)
+        )
 
     def _backward(
         self,
@@ -254,6 +254,8 @@ class Learner:
         reference: dict[str, np.ndarray],
     ) -> torch.Tensor:
         """Accumulate the gradient of one pass; returns its logprobs, detached."""
+        last = micro is minibatch.micros[-1]
+        micro = micro.to(self.device)
         logprobs, entropy = self.engine(micro)
         result = self.loss(
             logprobs,
@@ -271,7 +273,6 @@ class Learner:
                 f"the loss is {result.loss.item()} in optimizer step {self.steps + 1}; look at the trajectories of the "
                 f"run's last logged step for logprobs that are not finite, then lower learner.learning_rate"
             )
-        last = micro is minibatch.micros[-1]
         self.engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks; the loss is this rank's share of a global mean, which adds up.
         self.engine.backward(result.loss * (self.ranks * micro.weight), scale_wrt_gas=False)
@@ -305,6 +306,7 @@ class Learner:
         total = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in trained]
         known: dict[str, np.ndarray] = {}
         for micro in self._minibatch(list(enumerate(samples))).micros:
+            micro = micro.to(self.device)
             logprobs, entropy = self.engine.module(micro)
             share = loss(
                 logprobs,
@@ -333,7 +335,7 @@ class Learner:
 
     @torch.no_grad()
     def _detached_logprobs(self, micro: MicroBatch) -> torch.Tensor:
-        return self.engine(micro)[0]
+        return self.engine(micro.to(self.device))[0]
 
     def _old_logprobs(
         self, micro: MicroBatch, samples: Sequence[TrainSample], known: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What a rank of the learner holds, without a DeepSpeed engine."""
+"""What a rank of the learner holds, and where, without a DeepSpeed engine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ import pytest
 import torch
 
 from policies.learner import Learner
+from policies.packing import MicroBatchBuilder
+from tests.policies.test_packing import GROUP, _Model
 
 
-def a_learner(*, rank: int, **parts: Any) -> Learner:
+def a_learner(*, rank: int = 0, **parts: Any) -> Learner:
     learner = object.__new__(Learner)
-    vars(learner).update(rank=rank, ranks=1, **parts)
+    vars(learner).update(rank=rank, ranks=1, settings=SimpleNamespace(micro_batch_tokens=100), **parts)
     return learner
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", None])
+def test_the_passes_of_an_update_wait_in_the_memory_of_the_host(kernel: Any) -> None:
+    builder = MicroBatchBuilder(_Model(), None, kernel=kernel)
+    learner = a_learner(builder=builder, device=torch.device("meta"))
+    (micro,) = learner._minibatch(list(enumerate(GROUP))).micros
+    assert micro.input_ids.device == micro.targets.device == torch.device("cpu")
 
 
 def test_a_rank_that_does_not_write_the_policy_does_not_keep_its_weights(
