@@ -127,7 +127,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         elif hasattr(parameter, "_hp_mapping"):
             yield from _stage12_fragment(engine.optimizer, name, parameter)
         else:
-            yield Fragment(name, 0, parameter.numel(), _unsharded_master(engine.optimizer, parameter), 0)
+            yield Fragment(name, 0, parameter.numel(), parameter, 0)
 
 
 def _stage3_fragment(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
@@ -145,17 +145,6 @@ def _stage12_fragment(optimizer: Any, name: str, parameter: Any) -> Iterator[Fra
         within, own = mapping.lp_fragment_address, mapping.hp_fragment_address
         master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
         yield Fragment(name, within.start, within.numel, master, own.start)
-
-
-def _unsharded_master(optimizer: Any, parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter itself, or its float32 copy where the model computes in bfloat16."""
-    if not hasattr(optimizer, "fp32_groups"):
-        return parameter
-    for low_group, master_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for low, master in zip(low_group, master_group, strict=True):
-            if low is parameter:
-                return master
-    raise CheckpointError("a trained parameter is in no group of the optimizer")
 
 
 def _own(held: Iterator[Fragment], engine: Any, *, rank: int) -> Iterator[Fragment]:
@@ -187,7 +176,3 @@ def _refresh_model(engine: Any) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     elif engine.zero_optimization_stage():
         optimizer.update_lp_params()
-    elif hasattr(optimizer, "fp32_groups"):
-        for low_group, master_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for low, master in zip(low_group, master_group, strict=True):
-                low.copy_(master)
