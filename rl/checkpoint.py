@@ -33,7 +33,7 @@ async def save_checkpoint(
     aside = final.with_suffix(".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    await save_learner(aside / "learner")
+    await save_learner((aside / "learner").resolve())  # its ranks may run in another folder than this process
     (aside / "run.json").write_text(json.dumps(dict(state), indent=1))
     await asyncio.to_thread(_seal, aside)  # takes a minute for a large policy, and engines may be at work
     shutil.rmtree(final, ignore_errors=True)

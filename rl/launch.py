@@ -208,7 +208,7 @@ async def _train(prepared: Prepared, policy_path: str, stop: asyncio.Event) -> b
             stop=stop,
         )
         if checkpoint and state:
-            await learner.load(checkpoint / "learner")
+            await learner.load((checkpoint / "learner").resolve())
             run.restore(state)
             _say_resumed(run, checkpoint, learner_was=state["learner"])
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from policies.contract import LearnerSettings
@@ -17,7 +18,7 @@ from rollouts.engine import EngineSettings
 def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
     rollouts = config.rollouts
     return EngineSettings(
-        policy_path=policy_path,
+        policy_path=_found_anywhere(policy_path),
         dtype=config.policy.dtype,
         seed=config.seed,
         temperature=config.sampling.temperature,
@@ -52,7 +53,7 @@ def chat_server_settings(engine: EngineEndpoint) -> ChatServerSettings:
 def learner_settings(config: RunConfig, policy_path: str) -> LearnerSettings:
     learner, policy = config.learner, config.policy
     return LearnerSettings(
-        policy_path=policy_path,
+        policy_path=_found_anywhere(policy_path),
         dtype=policy.dtype,
         seed=config.seed,
         trust_remote_code=policy.trust_remote_code,
@@ -77,6 +78,11 @@ def learner_settings(config: RunConfig, policy_path: str) -> LearnerSettings:
         attention=_attention_kernel(learner),
         on_gpu=learner.gpus_per_rank > 0,
     )
+
+
+def _found_anywhere(policy_path: str) -> str:
+    """The folder of a policy by a path that holds for actors, which may run in another folder; a hub id as it is."""
+    return str(Path(policy_path).resolve()) if Path(policy_path).is_dir() else policy_path
 
 
 def _attention_kernel(learner: LearnerConfig) -> Any:

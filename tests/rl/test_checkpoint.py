@@ -62,6 +62,20 @@ async def test_a_save_that_failed_half_way_leaves_no_checkpoint(tmp_path: Path) 
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_000005"]
 
 
+async def test_the_learner_is_given_a_path_that_holds_wherever_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+
+    async def remembers(folder: Path) -> None:
+        given.append(folder)
+        await a_learner(folder)
+
+    monkeypatch.chdir(tmp_path)
+    await save_checkpoint(Path("run"), step=3, state={}, save_learner=remembers, keep=0)
+    assert given == [tmp_path / "run/checkpoints/step_000003.partial/learner"]
+
+
 async def test_a_damaged_later_checkpoint_does_not_crowd_out_the_one_just_written(tmp_path: Path) -> None:
     (await saved(tmp_path, 5) / "manifest.json").write_text("{")
     await saved(tmp_path, 2)
