@@ -26,6 +26,7 @@ async def save_checkpoint(
     """Write the checkpoint after ``step`` training steps and prune all but the newest ``keep`` (0 keeps all).
 
     One of the same step that is whole already is kept as it is: the same run cannot stand elsewhere after that step.
+    Raises CheckpointError, before anything is pruned, where nothing came of the learner.
     """
     final = run_dir / "checkpoints" / f"step_{step:06d}"
     if final.is_dir() and not damage(final):
@@ -34,6 +35,11 @@ async def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     await save_learner((aside / "learner").resolve())  # its ranks may run in another folder than this process
+    if not any((aside / "learner").glob("*")):
+        raise CheckpointError(
+            f"the learner's part of a checkpoint did not arrive in {aside / 'learner'}: output_dir must lie on a file "
+            f"system that this process and all nodes of the learner share"
+        )
     (aside / "run.json").write_text(json.dumps(dict(state), indent=1))
     await asyncio.to_thread(_seal, aside)  # takes a minute for a large policy, and engines may be at work
     shutil.rmtree(final, ignore_errors=True)

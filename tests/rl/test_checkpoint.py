@@ -76,6 +76,15 @@ async def test_the_learner_is_given_a_path_that_holds_wherever_it_runs(
     assert given == [tmp_path / "run/checkpoints/step_000003.partial/learner"]
 
 
+async def test_a_learner_that_writes_elsewhere_is_an_error_and_costs_no_older_checkpoint(tmp_path: Path) -> None:
+    async def writes_on_another_node(_: Path) -> None: ...
+
+    await saved(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"did not arrive in .*step_000002\.partial/learner: output_dir"):
+        await save_checkpoint(tmp_path, step=2, state={}, save_learner=writes_on_another_node, keep=1)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_000001"]
+
+
 async def test_a_damaged_later_checkpoint_does_not_crowd_out_the_one_just_written(tmp_path: Path) -> None:
     (await saved(tmp_path, 5) / "manifest.json").write_text("{")
     await saved(tmp_path, 2)
