@@ -227,7 +227,7 @@ def load_policy(
 def _switch_off_dropout(config: PretrainedConfig) -> None:
     """Engine and learner must compute the same function; a dropout in either would make every ratio wrong."""
     for name, value in vars(config).items():
-        if name.endswith("dropout") and isinstance(value, float):
+        if "drop" in name and isinstance(value, float):  # …_dropout_prob, resid_pdrop and drop_path_rate, too
             setattr(config, name, 0.0)
         elif hasattr(value, "to_dict"):
             _switch_off_dropout(value)

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from policies.tokenizer import TRACE_TAGS, train_tokenizer
-from policies.vlm import PRESETS, SeedVlmConfig, build_seed_vlm, check_policy, load_policy, vllm_architectures
+from policies.vlm import (
+    PRESETS,
+    SeedVlmConfig,
+    _switch_off_dropout,
+    build_seed_vlm,
+    check_policy,
+    load_policy,
+    vllm_architectures,
+)
 from rl.errors import PolicyError
 from rl.types import EncodedImage, SamplingParams, Trajectory
 from rollouts.cytology import load_cytology, reference_trace
@@ -115,6 +123,17 @@ def test_dropout_is_off_whatever_the_checkpoint_says(tiny_policy: Path, tmp_path
     batch = inputs(processor, "")
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.slow
+def test_dropout_is_found_by_whatever_name_a_config_has_for_it() -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("blip-2")  # its Q-Former alone drops out a tenth of what passes
+    config.vision_config.drop_path_rate = 0.1
+    _switch_off_dropout(config)
+    assert config.qformer_config.hidden_dropout_prob == config.qformer_config.attention_probs_dropout_prob == 0.0
+    assert config.vision_config.drop_path_rate == 0.0
 
 
 def test_a_policy_is_loaded_in_the_precision_asked_for(tiny_policy: Path) -> None:
