@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from policies.logprobs import token_logprobs
+from policies.logprobs import Head, token_logprobs
 from policies.packing import MicroBatch
 from policies.weights import base_model
 
@@ -40,12 +40,19 @@ class PolicyModel(torch.nn.Module):
         return token_logprobs(
             hidden.flatten(0, 1)[micro.predictors],
             micro.targets,
-            head=causal.get_output_embeddings(),
+            head=logits_head(causal),
             temperature=self.temperature,
             chunk_tokens=HEAD_CHUNK_TOKENS,
             min_chunks=micro.head_chunks,
             entropy_gradient=self.entropy_gradient,
         )
+
+
+def logits_head(causal: Any) -> Head:
+    """What the model makes its logits with: its head, and the bound that some, as Gemma 4, bend them under."""
+    head: Head = causal.get_output_embeddings()
+    bound: float | None = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
+    return head if bound is None else lambda hidden: torch.tanh(head(hidden) / bound) * bound
 
 
 def placed_features(features: Any, places: Sequence[int]) -> Any:
