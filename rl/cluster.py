@@ -23,7 +23,7 @@ from rl.errors import MedrlError
 from rl.settings import chat_server_settings
 from rollouts.chat_server import ChatServer
 from rollouts.engine import EngineSettings
-from rollouts.pool import RolloutPool
+from rollouts.pool import RolloutPool, last_line
 from rollouts.worker import RolloutWorker
 
 PROCESS_ENVIRONMENT = {
@@ -151,10 +151,9 @@ async def start_judges(
 ) -> tuple[tuple[ConfiguredScorer, ...], list[Any]]:
     """Start an engine for every judge that is a policy; the scorers with its address, and the actors to keep.
 
-    ``local`` engines answer to processes of this host alone. Raises RolloutError for one that does not start.
+    ``local`` engines answer to processes of this host alone. Raises RolloutError for one that does not start,
+    MedrlError for one whose process dies.
     """
-    from ray.exceptions import RayTaskError
-
     engines = dict.fromkeys(engine for each in scorers for engine in engines_of(each))
     servers = [
         _actor(ChatServer, cpus=engine.cpus, gpus=engine.gpus, threads=engine.threads).remote(
@@ -162,10 +161,8 @@ async def start_judges(
         )
         for engine in engines
     ]
-    try:
+    with failures_of("the engine of a judge"):
         addresses = await asyncio.gather(*(server.ready.remote() for server in servers))
-    except RayTaskError as error:
-        raise error.cause from None
     started = {
         engine: endpoint_with_key(
             address.key, url=address.url, model=address.model, max_concurrency=engine.max_num_seqs
@@ -190,6 +187,19 @@ def run_apart(function: Any, *args: Any, threads: int, gpus: float = 0.0, **kwar
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=1)(function)
     environment = {"env_vars": actor_environment(threads)}
     return remote.options(runtime_env=environment).remote(*args, **kwargs)
+
+
+@contextmanager
+def failures_of(process: str) -> Iterator[None]:
+    """What a process of Ray's fails with: the error that it raised, without the remote traceback, or that it died."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), MedrlError):
+            raise cause from None
+        raise MedrlError(f"{process} died: {last_line(error)}") from None
 
 
 def actor_environment(threads: int) -> dict[str, str]:

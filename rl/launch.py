@@ -275,6 +275,8 @@ async def _initial_policy(prepared: Prepared) -> str:
 
 async def _followed(working: Any, log: Path, *, steps: int) -> dict[str, float]:
     """Await the supervised stage, showing its progress from the ``log`` that it writes."""
+    from rl.cluster import failures_of
+
     progress = Progress(max(steps, 1), noun="supervised step", every_s=5)
     result = asyncio.ensure_future(working)
     seen = 0
@@ -284,7 +286,8 @@ async def _followed(working: Any, log: Path, *, steps: int) -> dict[str, float]:
             seen = len(lines)
             last = json.loads(lines[-1])
             progress.update(last["step"], {"loss/supervised": last["loss"]})
-    measured: dict[str, float] = result.result()
+    with failures_of("the process that prepares the policy"):
+        measured: dict[str, float] = result.result()
     return measured
 
 

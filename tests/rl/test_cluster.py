@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RaySystemError
+from ray.exceptions import RayError, RaySystemError, RayTaskError, WorkerCrashedError
 
 from rl.cli import main
-from rl.cluster import ray_session
+from rl.cluster import failures_of, ray_session
 from rl.config_schema import RayConfig
-from rl.errors import MedrlError
+from rl.errors import MedrlError, PolicyError
 from tests.rl.replay.test_rescore import OWN, a_run, rewards_file
 
 MISMATCH = "Version mismatch: the cluster runs:\n    Ray: 2.9\n    Python: 3.10"
@@ -69,6 +69,24 @@ def test_a_local_ray_does_not_run_its_workers_behind_everything_else(
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with ray_session(RayConfig(), cpus_needed=1):
         assert seen == [niceness]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RayTaskError("build", "Traceback …", PolicyError("no weights")).as_instanceof_cause(), "no weights"),
+        (
+            RayTaskError("build", "Traceback …\nKeyError: 'lm_head'", KeyError("lm_head")),
+            "it died: KeyError: 'lm_head'",
+        ),
+        (WorkerCrashedError(), "it died: The worker died unexpectedly"),
+    ],
+)
+def test_what_a_process_fails_with_is_told_without_its_traceback(error: RayError, told: str) -> None:
+    with pytest.raises(MedrlError) as raised, failures_of("it"):
+        raise error
+    assert str(raised.value).startswith(told) and "Traceback" not in str(raised.value)
+    assert not isinstance(raised.value, RayError)
 
 
 def test_a_mistake_in_the_call_of_ray_is_not_told_as_a_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
