@@ -267,6 +267,7 @@ async def _initial_policy(prepared: Prepared) -> str:
             seed=config.seed,
             log=log,
             threads=config.learner.threads,
+            gpus=min(config.learner.gpus_per_rank, 1.0),  # with all of them in sight it would train on all of them
         )
         measured = await _followed(working, log, steps=config.warmstart.steps)
         say("  ".join([f"built {path}", *(f"{name} {value:.3g}" for name, value in measured.items())]))
