@@ -142,7 +142,8 @@ class Learner:
 
         The first call, and the first after `load`, gives all. With adapters no later one looks at what they leave.
         """
-        gathered = self.gather()
+        # A policy that is sharded because no device holds it whole is put together in the memory of the host.
+        gathered = self.publisher.gather(self.engine.module.model, keep=self.rank == 0, device="cpu")
         return self.publisher.changes(host_arrays(gathered)) if self.rank == 0 else (None, None)
 
     def gather(self) -> dict[str, torch.Tensor]:

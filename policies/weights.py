@@ -57,16 +57,17 @@ def block_of(name: str) -> str:
     return _NUMBER.sub("", name.rpartition(".")[0].rpartition(".")[0])
 
 
-def checkpoint_weights(model: torch.nn.Module, *, blocks: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    """All weights, or those of ``blocks``, on their device; named as ``save_pretrained`` writes and vLLM loads them.
+def checkpoint_weights(
+    model: torch.nn.Module, *, blocks: Collection[str] | None = None, device: torch.device | str | None = None
+) -> dict[str, torch.Tensor]:
+    """All weights, or those of ``blocks``, named as ``save_pretrained`` writes and vLLM loads them.
 
-    A collective, like `full_weights`.
+    They are moved to ``device`` one by one, or stay where they are. A collective, like `full_weights`.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    named: dict[str, torch.Tensor] = revert_weight_conversion(
-        base_model(model), dict(full_weights(model, blocks=blocks))
-    )
+    whole = {name: weight.to(device or weight.device) for name, weight in full_weights(model, blocks=blocks)}
+    named: dict[str, torch.Tensor] = revert_weight_conversion(base_model(model), whole)
     return named
 
 
@@ -82,15 +83,17 @@ class Publisher:
         self.digests: dict[str, bytes] = {}
         self.gathered = False
 
-    def gather(self, model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    def gather(
+        self, model: torch.nn.Module, *, keep: bool, device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
         """All weights the first time, then those that training may have changed; a collective of all ranks.
 
-        A rank that does not ``keep`` them takes part and holds one at a time.
+        A rank that does not ``keep`` them takes part and holds one at a time; for ``device`` see `checkpoint_weights`.
         """
         blocks = trained_blocks(model) if self.gathered else None
         self.gathered = True
         if keep:
-            return checkpoint_weights(model, blocks=blocks)
+            return checkpoint_weights(model, blocks=blocks, device=device)
         deque(full_weights(model, blocks=blocks), maxlen=0)
         return {}
 

@@ -76,6 +76,24 @@ def test_a_rank_that_hands_nothing_out_takes_part_in_gathering_and_holds_one_at_
     assert len(given) == 4
 
 
+@pytest.mark.slow
+def test_weights_are_moved_one_by_one_where_their_device_may_not_hold_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[weakref.ref[torch.Tensor]] = []
+
+    def full_weights(*_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(4):
+            assert sum(weight() is not None for weight in given) <= 1
+            weight = torch.zeros(2)
+            given.append(weakref.ref(weight))
+            yield f"layers.{number}.linear.weight", weight
+            del weight
+
+    monkeypatch.setattr("policies.weights.full_weights", full_weights)
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", lambda _, weights: weights)
+    gathered = Publisher().gather(torch.nn.Linear(1, 1), keep=True, device="meta")
+    assert [weight.device.type for weight in gathered.values()] == ["meta"] * 4
+
+
 @pytest.mark.parametrize(
     ("name", "block"),
     [
