@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,19 +63,16 @@ class MicroBatch:
         def moved(value: Any) -> Any:
             return value.to(device) if hasattr(value, "to") else value
 
-        return MicroBatch(
+        return replace(
+            self,
             input_ids=moved(self.input_ids),
             model_inputs={name: moved(value) for name, value in self.model_inputs.items()},
             vision_inputs={name: moved(value) for name, value in self.vision_inputs.items()},
-            image_places=self.image_places,
             predictors=moved(self.predictors),
             targets=moved(self.targets),
             sample_ids=moved(self.sample_ids),
             rollout_logprobs=moved(self.rollout_logprobs),
             advantages=moved(self.advantages),
-            indices=self.indices,
-            head_chunks=self.head_chunks,
-            weight=self.weight,
         )
 
 
