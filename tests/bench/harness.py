@@ -104,6 +104,14 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
     return measured
 
 
+def finish(device: str) -> None:
+    """Wait for what was given to ``device``: a GPU works on after the call that asked it to has returned."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
 def interleaved(contestants: Mapping[str, Callable[[], float]], *, turns: int) -> Turns:
     """The seconds that each contestant returns, in ``turns`` turns after one that is not counted.
 

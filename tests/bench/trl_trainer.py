@@ -5,6 +5,7 @@ It is spared generation: everything from the padded inputs to the optimizer step
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,10 @@ import torch
 from policies.vlm import load_policy
 from rl.types import Task, TrainBatch
 from rollouts.prompts import chat_messages
+from tests.bench.harness import finish
 
-ROWS_AT_A_TIME = (2, 4, 8)
-"""Micro-batches that are tried; on a CPU small ones are often the faster."""
+ROWS_AT_A_TIME = {"cpu": (2, 4, 8), "cuda": (2, 4, 8, 16, 32, 64)}
+"""Micro-batches that are tried; on a CPU small ones are often the faster, on a GPU the largest that fits."""
 
 
 def conversation(task: Task) -> list[dict[str, str]]:
@@ -106,6 +108,7 @@ class TrlUpdate:
         self.inputs = self.trainer._generate_and_score_completions(rows)
         self.inputs["advantages"] = torch.tensor([sample.advantage for sample in batch.samples], device=device)
         self.grad_norm = 0.0
+        self.device = device
         self.rows_at_a_time = self._fastest(len(rows))
 
     def __call__(self) -> None:
@@ -127,19 +130,25 @@ class TrlUpdate:
         return [self.module.unsplit_pixel_values_by_grid(part) for part in cut]
 
     def _fastest(self, rows: int) -> int:
-        """The micro-batch that takes least time per row, by one forward and backward of each."""
+        """The micro-batch that takes least time per row."""
+        return min((size for size in ROWS_AT_A_TIME[self.device] if rows % size == 0), key=self._seconds_per_row)
 
-        def seconds_per_row(size: int) -> float:
-            part = self._micro_batches(size)[0]
-            began = time.perf_counter()
-            self.trainer.current_gradient_accumulation_steps = self.trainer.args.steps_per_generation = 1
-            self.trainer.compute_loss(self.trainer.model, part).backward()
-            self.trainer.optimizer.zero_grad()
-            return (time.perf_counter() - began) / size
-
-        sizes = [size for size in ROWS_AT_A_TIME if rows % size == 0]
-        seconds_per_row(sizes[0])  # the first call warms up
-        return min(sizes, key=seconds_per_row)
+    def _seconds_per_row(self, size: int) -> float:
+        """Of one forward and backward, after one that warms up; infinite where the GPU has no room for it."""
+        part = self._micro_batches(size)[0]
+        self.trainer.current_gradient_accumulation_steps = self.trainer.args.steps_per_generation = 1
+        try:
+            for _ in range(2):
+                began = time.perf_counter()
+                self.trainer.compute_loss(self.trainer.model, part).backward()
+                finish(self.device)
+                taken_s = time.perf_counter() - began
+        except torch.OutOfMemoryError:
+            taken_s = math.inf
+        self.trainer.optimizer.zero_grad()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # the next size has all the room that there is
+        return taken_s / size
 
 
 def _given(batch: TrainBatch) -> type:
