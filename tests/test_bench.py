@@ -8,14 +8,20 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.bench import pages
+from rl.config_schema import RunConfig
+from rl.settings import learner_settings
+from rl.types import TrainBatch
+from tests.bench import gpu, pages
 from tests.bench.__main__ import LIMITS_S, _ended
 from tests.bench.harness import Figure, Part, Spread, Table, exponent, faster, grown, interleaved, spread
+from tests.samples import a_sample
 
 
 def test_a_ratio_is_taken_turn_by_turn() -> None:
@@ -121,6 +127,50 @@ def test_broken_scorers_cost_innocent_trajectories_nothing() -> None:
     for row in asyncio.run(medrl_rows((6,), deadline_s=1.0)):
         assert row["scored"] == row["innocent"] == 58
         assert row["next batch scored"] == 64
+
+
+@pytest.mark.slow
+def test_a_kernel_that_does_not_run_here_is_told_from_one_that_does() -> None:
+    assert gpu.why_missing("sdpa", "cpu") == ""
+    assert "flash" in gpu.why_missing("flash", "cpu")
+
+
+def test_the_plain_contestant_on_a_gpu_is_what_packing_false_gives(tiny_policy: Path) -> None:
+    from policies.vlm import load_policy
+
+    model, processor = load_policy(str(tiny_policy))
+    engine = SimpleNamespace(module=SimpleNamespace(model=model))
+    measured = object.__new__(gpu.Measured)
+    measured.learner = SimpleNamespace(
+        engine=engine, processor=processor, settings=learner_settings(RunConfig(), str(tiny_policy))
+    )
+    measured.trl = SimpleNamespace(rows_at_a_time=4)
+    measured.batch = TrainBatch(samples=(a_sample([1] * 17),), loss_tokens=17, policy_version=0)
+    measured._attend("sdpa")
+    assert measured.learner.builder.encodes_once
+    measured._attend(None)
+    assert not measured.learner.builder.encodes_once  # but once for each trajectory
+    assert measured.learner.settings.micro_batch_tokens == 4 * 20
+
+
+def test_rows_that_find_no_room_on_a_gpu_are_not_those_that_suit_trl_best() -> None:
+    import torch
+
+    from tests.bench.trl_trainer import TrlUpdate
+
+    def compute_loss(model: Any, rows: int) -> Any:
+        if rows > 2:
+            raise torch.OutOfMemoryError
+        time.sleep(0.001)
+        return SimpleNamespace(backward=lambda: None)
+
+    update = object.__new__(TrlUpdate)
+    update.device = "cpu"
+    update._micro_batches = lambda size: [size]
+    optimizer = SimpleNamespace(zero_grad=lambda: None)
+    trainer = SimpleNamespace(compute_loss=compute_loss, model=None, args=SimpleNamespace(), optimizer=optimizer)
+    update.trainer = trainer
+    assert update._fastest(8) == 2
 
 
 @pytest.mark.slow
