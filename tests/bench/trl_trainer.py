@@ -19,8 +19,8 @@ from rl.types import Task, TrainBatch
 from rollouts.prompts import chat_messages
 from tests.bench.harness import finish
 
-ROWS_AT_A_TIME = {"cpu": (2, 4, 8), "cuda": (2, 4, 8, 16, 32, 64)}
-"""Micro-batches that are tried; on a CPU small ones are often the faster, on a GPU the largest that fits."""
+ROWS_AT_A_TIME = {"cpu": (1, 2, 4, 8), "cuda": (2, 4, 8, 16, 32, 64)}
+"""Micro-batches that are tried; on a CPU the small ones are the faster, on a GPU often the largest that fits."""
 
 
 def conversation(task: Task) -> list[dict[str, str]]:
