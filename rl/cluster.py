@@ -19,7 +19,7 @@ from rewards.pool import RewardPool
 from rewards.service import RewardWorker
 from rewards.tools.terminal import shortened
 from rl.config_schema import LearnerConfig, RayConfig, RewardsConfig, RolloutsConfig, RunConfig
-from rl.errors import MedrlError
+from rl.errors import ConfigError, MedrlError
 from rl.settings import chat_server_settings
 from rollouts.chat_server import ChatServer
 from rollouts.engine import EngineSettings
@@ -42,11 +42,11 @@ _REASON_CHARS = 400
 
 
 @contextmanager
-def ray_session(config: RayConfig, *, cpus_needed: float) -> Iterator[None]:
+def ray_session(config: RayConfig, *, cpus_needed: float, gpus_needed: float = 0.0) -> Iterator[None]:
     """Join the cluster at ``address`` (or RAY_ADDRESS), or start a Ray of this run's own; shut it down at the end.
 
     A local Ray counts logical CPUs, at least ``cpus_needed``: actors of a synchronous loop take turns on the cores.
-    Raises MedrlError where Ray does not start or does not answer.
+    Raises MedrlError where Ray does not start or does not answer, ConfigError where a local one has too few GPUs.
     """
     import ray
 
@@ -66,9 +66,24 @@ def ray_session(config: RayConfig, *, cpus_needed: float) -> Iterator[None]:
                 logging_level="ERROR",
             )
     try:
+        if gpus_needed and not address:  # a cluster may grow
+            _check_gpus(gpus_needed)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_gpus(needed: float) -> None:
+    """Ray would let actors wait for ever for a GPU that there is not."""
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if needed > there:
+        raise ConfigError(
+            f"engines, learners and judges ask for {needed:g} GPUs, but there are {there:g}; lower rollouts.workers × "
+            f"rollouts.gpus_per_worker, learner.ranks × learner.gpus_per_rank or the gpus of a judge, name a cluster "
+            f"(ray.address), or see what CUDA_VISIBLE_DEVICES and `medrl doctor` say"
+        )
 
 
 class _Explained:
@@ -107,13 +122,22 @@ def _address(config: RayConfig) -> str:
 
 def cpus_needed(config: RunConfig) -> float:
     """CPUs that the actors of a run ask for."""
-    judges = read_judges(config.rewards.judges).values()
-    judging = sum(
-        endpoint.cpus for judge in judges for endpoint in judge.endpoints if isinstance(endpoint, EngineEndpoint)
-    )
     learners = config.learner.ranks * config.learner.cpus_per_rank
     engines = config.rollouts.workers * config.rollouts.cpus_per_worker
-    return learners + engines + config.rewards.workers + judging
+    return learners + engines + config.rewards.workers + sum(engine.cpus for engine in _judging(config))
+
+
+def gpus_needed(config: RunConfig, *, learning: bool = True) -> float:
+    """GPUs that the actors of a run, or of an evaluation, which is not ``learning``, ask for."""
+    learners = config.learner.ranks * config.learner.gpus_per_rank if learning else 0.0
+    engines = config.rollouts.workers * config.rollouts.gpus_per_worker
+    return learners + engines + sum(engine.gpus for engine in _judging(config))
+
+
+def _judging(config: RunConfig) -> Iterator[EngineEndpoint]:
+    """The engines that judge."""
+    for judge in read_judges(config.rewards.judges).values():
+        yield from (endpoint for endpoint in judge.endpoints if isinstance(endpoint, EngineEndpoint))
 
 
 def start_rollout_pool(settings: EngineSettings, config: RolloutsConfig) -> RolloutPool:

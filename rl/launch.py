@@ -135,12 +135,12 @@ def load_eval_tasks(config: RunConfig) -> tuple[Task, ...]:
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Train as ``config`` says; returns the summary that is written to ``summary.json``."""
-    from rl.cluster import cpus_needed, ray_session
+    from rl.cluster import cpus_needed, gpus_needed, ray_session
 
     began = time.perf_counter()
     prepared = prepare(config)
     say(f"{len(prepared.tasks)} training tasks, {len(prepared.eval_tasks)} held out; run folder {prepared.folder}")
-    with ray_session(config.ray, cpus_needed=cpus_needed(config)):
+    with ray_session(config.ray, cpus_needed=cpus_needed(config), gpus_needed=gpus_needed(config)):
         interrupted = asyncio.run(_run(prepared))
     summary = _summarise(prepared, wall_s=time.perf_counter() - began, interrupted=interrupted)
     if (prepared.folder / "metrics.jsonl").exists():  # a run that was stopped before it began has nothing to report
@@ -298,7 +298,7 @@ def evaluate_policy(config: RunConfig, *, policy: str | None, out: Path) -> dict
     Writes ``summary.json``, the trajectories and ``report.html`` into the new folder ``out``; returns the summary.
     """
     from policies.vlm import check_policy
-    from rl.cluster import cpus_needed, ray_session
+    from rl.cluster import cpus_needed, gpus_needed, ray_session
 
     path = policy or config.policy.path
     if not path:
@@ -310,7 +310,8 @@ def evaluate_policy(config: RunConfig, *, policy: str | None, out: Path) -> dict
     config.output_dir, config.resume = str(out), False
     folder = open_run_folder(config)
     say(f"evaluating {path} on {len(tasks)} tasks")
-    with ray_session(config.ray, cpus_needed=cpus_needed(config)):
+    gpus = gpus_needed(config, learning=False)
+    with ray_session(config.ray, cpus_needed=cpus_needed(config), gpus_needed=gpus):
         metrics = asyncio.run(_evaluate(config, folder, path, scorers, tasks))
     summary = {"policy": path, "tasks": len(tasks), "seed": config.seed, "metrics": metrics}
     summary |= {"accuracy": metrics.get("eval/accuracy"), "reward": metrics["eval/reward"]}

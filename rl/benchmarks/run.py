@@ -230,10 +230,11 @@ def entity_frequencies(tasks: Sequence[Task], tree: EntityTree, *, corpus: Seque
 def _policy_pool(config: RunConfig, policy: str) -> Iterator[Pool]:
     """Rollout workers with the policy, on a Ray of their own or a cluster."""
     from policies.vlm import check_policy
-    from rl.cluster import cpus_needed, ray_session, start_rollout_pool
+    from rl.cluster import cpus_needed, gpus_needed, ray_session, start_rollout_pool
 
     check_policy(policy, trust_remote_code=config.policy.trust_remote_code)
-    with ray_session(config.ray, cpus_needed=cpus_needed(config)):
+    gpus = gpus_needed(config, learning=False)
+    with ray_session(config.ray, cpus_needed=cpus_needed(config), gpus_needed=gpus):
         yield start_rollout_pool(engine_settings(config, policy), config.rollouts)
 
 

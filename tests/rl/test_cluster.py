@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError, WorkerCrashedError
 
 from rl.cli import main
-from rl.cluster import failures_of, ray_session
-from rl.config_schema import RayConfig
-from rl.errors import MedrlError, PolicyError
+from rl.cluster import failures_of, gpus_needed, ray_session
+from rl.config_schema import RayConfig, RunConfig
+from rl.errors import ConfigError, MedrlError, PolicyError
 from tests.rl.replay.test_rescore import OWN, a_run, rewards_file
 
 MISMATCH = "Version mismatch: the cluster runs:\n    Ray: 2.9\n    Python: 3.10"
@@ -87,6 +87,24 @@ def test_what_a_process_fails_with_is_told_without_its_traceback(error: RayError
         raise error
     assert str(raised.value).startswith(told) and "Traceback" not in str(raised.value)
     assert not isinstance(raised.value, RayError)
+
+
+def test_too_few_gpus_here_are_told_before_actors_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    config = RunConfig()
+    config.rollouts.workers, config.rollouts.gpus_per_worker, config.learner.gpus_per_rank = 2, 0.5, 0.5
+    assert gpus_needed(config, learning=False) == 1.0
+    with (
+        pytest.raises(ConfigError, match=r"ask for 1\.5 GPUs, but there are 1; lower rollouts\.workers"),
+        ray_session(RayConfig(), cpus_needed=1, gpus_needed=gpus_needed(config)),
+    ):
+        pytest.fail("the session is entered")
+    with ray_session(RayConfig(address="head:6379"), cpus_needed=1, gpus_needed=1.5):  # which may grow
+        pass
+    with ray_session(RayConfig(), cpus_needed=1, gpus_needed=1.0):
+        pass
 
 
 def test_a_mistake_in_the_call_of_ray_is_not_told_as_a_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
