@@ -128,7 +128,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     config = _with_rewards_file(config, base_dir=path.parent)
     config.tasks.mapping = _found_mapping(config.tasks.mapping, base_dir=path.parent)
-    validate(config, where=str(path))
+    validate(config, where=f"{path} with {' '.join(overrides)}" if overrides else str(path))
     return config
 
 
@@ -182,6 +182,16 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
             f"rollouts.weight_transfer=host needs no GPU",
         ),
         (
+            0 < config.rollouts.gpus_per_worker < config.rollouts.tensor_parallel,
+            f"rollouts.gpus_per_worker must be >= rollouts.tensor_parallel, since each part of an engine takes a GPU, "
+            f"or 0 for the CPU; got {config.rollouts.gpus_per_worker:g} and {config.rollouts.tensor_parallel}",
+        ),
+        (
+            config.learner.ranks > 1 and 0 < config.learner.gpus_per_rank < 1,
+            f"learner.gpus_per_rank must be >= 1, or 0 for the CPU, where there are several learner.ranks, since NCCL "
+            f"takes one process per GPU; got {config.learner.gpus_per_rank:g} and {config.learner.ranks} ranks",
+        ),
+        (
             config.tasks_per_step % config.learner.minibatches != 0,
             f"tasks_per_step must be a multiple of learner.minibatches; got {config.tasks_per_step} and "
             f"{config.learner.minibatches}",
@@ -228,14 +238,16 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
 
 def _merge(base: DictConfig, update: Any, *, where: str) -> DictConfig:
     try:
-        if reserved := set(KEYWORD_KEYS.values()) & set(update):
-            raise ConfigKeyError(f"Key '{reserved.pop()}' not in 'RunConfig'")
+        for written, name in KEYWORD_KEYS.items():
+            if name in update:
+                raise ConfigKeyError(f"Key '{name}' not in 'RunConfig'. Did you mean: '{written}'?")
         update = _renamed(update, KEYWORD_KEYS)
         merged = OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
         reason, key = _misfit(base, update) or (str(error).splitlines()[0], getattr(error, "full_key", None))
         for written, name in KEYWORD_KEYS.items():
             key = key and re.sub(rf"^{name}\b", written, key)
+            reason = reason.replace(f"Did you mean: '{name}'", f"Did you mean: '{written}'")
         raise ConfigError(f"{key + ': ' if key else ''}{reason} ({where})") from None
     assert isinstance(merged, DictConfig)
     return merged
