@@ -116,13 +116,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = find_config(path)
     schema = OmegaConf.structured(RunConfig)
-    try:
-        document = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(document, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping of keys to values; got {type(document).__name__}")
-    merged = _merge(schema, document, where=str(path))
+    merged = _merge(schema, _read_yaml(path), where=str(path))
     for override in overrides:
         merged = _merge(merged, _parse_override(override), where=f"override {override!r}")
     config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
@@ -130,6 +124,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config.tasks.mapping = _found_mapping(config.tasks.mapping, base_dir=path.parent)
     validate(config, where=f"{path} with {' '.join(overrides)}" if overrides else str(path))
     return config
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        document = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(document, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping of keys to values; got {type(document).__name__}")
+    return document
 
 
 def find_config(name: str | Path) -> Path:
@@ -300,12 +304,12 @@ def _with_rewards_file(config: RunConfig, *, base_dir: Path) -> RunConfig:
         if not config.rewards.base_dir:
             config.rewards.base_dir = str(base_dir.resolve())
         return config
-    candidates = [base_dir / config.rewards.path, SHIPPED_CONFIGS / config.rewards.path]
+    candidates = list(dict.fromkeys([base_dir / config.rewards.path, SHIPPED_CONFIGS / config.rewards.path]))
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         looked = ", ".join(str(candidate) for candidate in candidates)
         raise ConfigError(f"rewards.path names no file: {config.rewards.path!r}; looked for {looked}")
-    section = _merge(OmegaConf.structured(RewardsConfig), OmegaConf.load(found), where=str(found))
+    section = _merge(OmegaConf.structured(RewardsConfig), _read_yaml(found), where=str(found))
     config.rewards = OmegaConf.to_object(section)  # type: ignore[assignment]
     config.rewards.base_dir = str(found.parent.resolve())
     return config

@@ -99,6 +99,8 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, said: st
     path.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_config(path)
+    with pytest.raises(ConfigError, match=said):
+        load_config("quickstart", [f"rewards.path={path}"])
 
 
 def test_a_missing_file_names_the_shipped_configs() -> None:
