@@ -120,7 +120,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         merged = _merge(merged, _parse_override(override), where=f"override {override!r}")
     config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    config = _with_rewards_file(config, base_dir=path.parent)
+    config = _with_rewards_file(config, overrides, base_dir=path.parent)
     config.tasks.mapping = _found_mapping(config.tasks.mapping, base_dir=path.parent)
     validate(config, where=f"{path} with {' '.join(overrides)}" if overrides else str(path))
     return config
@@ -298,8 +298,8 @@ def _found_mapping(mapping: str, *, base_dir: Path) -> str:
     return next((str(path.resolve()) for path in candidates if mapping and path.is_file()), mapping)
 
 
-def _with_rewards_file(config: RunConfig, *, base_dir: Path) -> RunConfig:
-    """Take the rewards section from the file that ``rewards.path`` names, if it names one."""
+def _with_rewards_file(config: RunConfig, overrides: Sequence[str], *, base_dir: Path) -> RunConfig:
+    """Take the rewards section from the file that ``rewards.path`` names, if it names one, under the overrides."""
     if not config.rewards.path:
         if not config.rewards.base_dir:
             config.rewards.base_dir = str(base_dir.resolve())
@@ -310,6 +310,10 @@ def _with_rewards_file(config: RunConfig, *, base_dir: Path) -> RunConfig:
         looked = ", ".join(str(candidate) for candidate in candidates)
         raise ConfigError(f"rewards.path names no file: {config.rewards.path!r}; looked for {looked}")
     section = _merge(OmegaConf.structured(RewardsConfig), _read_yaml(found), where=str(found))
+    for override in overrides:
+        if isinstance(overriding := _parse_override(override).get("rewards"), DictConfig):
+            section = _merge(section, overriding, where=f"override {override!r}")
+    section.path = ""
     config.rewards = OmegaConf.to_object(section)  # type: ignore[assignment]
     config.rewards.base_dir = str(found.parent.resolve())
     return config

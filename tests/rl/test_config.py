@@ -125,6 +125,15 @@ def test_rewards_may_stand_in_a_file_of_their_own(config_file: Path, tmp_path: P
     assert config.rewards.base_dir == str(tmp_path.resolve())
 
 
+def test_overrides_hold_for_rewards_in_a_file_of_their_own(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("scorers: {grounding: {use: hallucination, weight: 0.5}}\nworkers: 2\n")
+    overrides = ["rewards.path=mine.yaml", "rewards.scorers.grounding.weight=2", "rewards.workers=4"]
+    for given in (overrides, overrides[::-1]):
+        rewards = load_config(config_file, given).rewards
+        assert (rewards.scorers, rewards.workers) == ({"grounding": {"use": "hallucination", "weight": 2}}, 4)
+        assert rewards.path == ""
+
+
 def test_a_rewards_file_that_is_not_there_is_named_with_the_places_looked_at(config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"rewards.path names no file: 'gone.yaml'; looked for .*gone.yaml"):
         load_config(config_file, ["rewards.path=gone.yaml"])
