@@ -99,7 +99,7 @@ class Measured:
                 note=f"which is given {rows} rows at a time as well",
             ),
             Figure(
-                what=f"{title}: share of the least time that its FLOPs could take",
+                what=f"{title}: the least time that its FLOPs could take, as a share of its own",
                 value=spread(shares),
                 unit="",
                 note=f"{least / 1e9:,.1f} GFLOP at {spread(peak).median / 1e9:,.0f} GFLOP/s of plain matrix products",
