@@ -71,7 +71,8 @@ def losses(batch: SimpleNamespace, verl: Any) -> Contestants:
     """The clipped surrogate, mean over all tokens, without correction."""
     mask, samples = batch.mask, len(batch.mask)
     logprobs = batch.logprobs.detach()[mask].requires_grad_()
-    old, sample_ids = batch.old[mask], torch.arange(samples).unsqueeze(1).expand_as(mask)[mask]
+    old, entropy = batch.old[mask], batch.entropy[mask]
+    sample_ids = torch.arange(samples).unsqueeze(1).expand_as(mask)[mask]
     settings = LossSettings(correction="none")
 
     def ours() -> None:
@@ -84,6 +85,7 @@ def losses(batch: SimpleNamespace, verl: Any) -> Contestants:
             global_tokens=len(logprobs),
             global_samples=samples,
             settings=settings,
+            entropy=entropy,
         )
         result.loss.backward()
 
