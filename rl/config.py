@@ -171,12 +171,49 @@ def _value(config: RunConfig, key: str) -> Any:
 def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
     """What each key allows on its own but the pair does not."""
     return [
+        *_device_conflicts(config),
         (not config.rewards.scorers, "rewards.scorers must name at least one scorer; got none"),
         (
             config.sampling.max_tokens >= config.rollouts.max_model_len,
             f"rollouts.max_model_len must exceed sampling.max_tokens so that a prompt fits; got "
             f"{config.rollouts.max_model_len} and {config.sampling.max_tokens}",
         ),
+        (
+            config.tasks_per_step % config.learner.minibatches != 0,
+            f"tasks_per_step must be a multiple of learner.minibatches; got {config.tasks_per_step} and "
+            f"{config.learner.minibatches}",
+        ),
+        (
+            0 < config.learner.decay_steps <= config.learner.warmup_steps,
+            f"learner.decay_steps must exceed learner.warmup_steps, or be 0; got {config.learner.decay_steps} and "
+            f"{config.learner.warmup_steps}",
+        ),
+        (
+            len(config.learner.adam_betas) != 2 or not all(0 <= beta < 1 for beta in config.learner.adam_betas),
+            f"learner.adam_betas must be two numbers in [0, 1); got {list(config.learner.adam_betas)}",
+        ),
+        (
+            config.loss.objective == "cispo" and config.loss.dual_clip > 0,
+            f"loss.dual_clip must be 0 where loss.objective is cispo, which has no use for it; got "
+            f"{config.loss.dual_clip}",
+        ),
+        (
+            config.rewards.length_soft_tokens >= config.sampling.max_tokens,
+            f"rewards.length_soft_tokens must be below sampling.max_tokens; got {config.rewards.length_soft_tokens} "
+            f"and {config.sampling.max_tokens}",
+        ),
+        (
+            config.async_.max_staleness > 0 and config.loss.rollout_correction.mode == "none",
+            f"async.max_staleness {config.async_.max_staleness} trains on tokens that older weights wrote, which needs "
+            f"an importance correction: set loss.rollout_correction.mode to truncate or mask, or async.max_staleness "
+            f"to 0; got mode none",
+        ),
+    ]
+
+
+def _device_conflicts(config: RunConfig) -> list[tuple[bool, str]]:
+    """The same of what is to run where."""
+    return [
         (
             config.rollouts.weight_transfer == "nccl"
             and (config.learner.gpus_per_rank < 1 or config.rollouts.gpus_per_worker < config.rollouts.tensor_parallel),
@@ -196,20 +233,6 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
             f"takes one process per GPU; got {config.learner.gpus_per_rank:g} and {config.learner.ranks} ranks",
         ),
         (
-            config.tasks_per_step % config.learner.minibatches != 0,
-            f"tasks_per_step must be a multiple of learner.minibatches; got {config.tasks_per_step} and "
-            f"{config.learner.minibatches}",
-        ),
-        (
-            0 < config.learner.decay_steps <= config.learner.warmup_steps,
-            f"learner.decay_steps must exceed learner.warmup_steps, or be 0; got {config.learner.decay_steps} and "
-            f"{config.learner.warmup_steps}",
-        ),
-        (
-            len(config.learner.adam_betas) != 2 or not all(0 <= beta < 1 for beta in config.learner.adam_betas),
-            f"learner.adam_betas must be two numbers in [0, 1); got {list(config.learner.adam_betas)}",
-        ),
-        (
             config.learner.attention in ("flex", "flash") and config.learner.gpus_per_rank == 0,
             f"learner.attention must be auto or sdpa where learner.gpus_per_rank is 0; got {config.learner.attention}",
         ),
@@ -220,22 +243,6 @@ def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
         (
             config.learner.offload_optimizer and config.learner.zero_stage == 0,
             "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: DeepSpeed offloads nothing at 0",
-        ),
-        (
-            config.loss.objective == "cispo" and config.loss.dual_clip > 0,
-            f"loss.dual_clip must be 0 where loss.objective is cispo, which has no use for it; got "
-            f"{config.loss.dual_clip}",
-        ),
-        (
-            config.rewards.length_soft_tokens >= config.sampling.max_tokens,
-            f"rewards.length_soft_tokens must be below sampling.max_tokens; got {config.rewards.length_soft_tokens} "
-            f"and {config.sampling.max_tokens}",
-        ),
-        (
-            config.async_.max_staleness > 0 and config.loss.rollout_correction.mode == "none",
-            f"async.max_staleness {config.async_.max_staleness} trains on tokens that older weights wrote, which needs "
-            f"an importance correction: set loss.rollout_correction.mode to truncate or mask, or async.max_staleness "
-            f"to 0; got mode none",
         ),
     ]
 
