@@ -47,7 +47,10 @@ ROWS = ("tasks.source=rows.jsonl", "tasks.mapping=mapping.yaml")
     ("overrides", "said"),
     [
         (["learner.learning_rat=1"], "Did you mean: 'learning_rate'"),
-        (["loss.clip_low=3"], "loss.clip_low must be in (0, 1]; got 3.0 (run.yaml)"),
+        (
+            ["loss.clip_low=3"],
+            "loss.clip_low must be in (0, 1]; got 3.0 (run.yaml with output_dir=run loss.clip_low=3)",
+        ),
         (["rewards.scorers.answer.use=anser"], "no scorer is called 'anser'"),
         (["rewards.scorers.answer.wight=2"], "wight"),
         (["rewards.scorers.answer.weight=0"], "the weights in rewards.scorers sum to 0"),
