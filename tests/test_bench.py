@@ -72,7 +72,7 @@ PART = Part(
         Figure(what="step <b>", value=Spread(3.2, 3.0, 3.4, 7), aim=2.5, note="fair"),
         Figure(what="waiting", value=Spread(0.2, 0.1, 0.3, 7), unit="", aim=0.05, better="lower"),
     ],
-    growths=[grown("memory", over="tasks", unit="MB", points=[(2.0, 4.0), (4.0, 8.0)])],
+    growths=[grown("memory", over="tasks", unit="MB", points=[(2.0, [4.0, 4.0, 5.0]), (4.0, [8.0, 4.0, 9.0])])],
     tables=[Table(title="seconds", columns=("", "s"), rows=[("ours", 1.5)])],
 )
 MEASURED = {"failed": "", "quick": False, "seconds": 12.0, "commit": "abc", "cores": 2, "versions": {"torch": "2"}}
@@ -88,7 +88,9 @@ def test_the_pages_name_each_aim_and_whether_it_was_reached() -> None:
     text, page = pages.as_markdown(record), pages.as_html(record)
     assert "| step <b> | 3.20× | 3.00 to 3.40 | 7 | ≥ 2.5× | reached |" in text
     assert "| waiting | 0.200 | 0.100 to 0.300 | 7 | ≤ 0.05 | missed |" in text
-    assert "exponent 1.00" in text and "exponent 1.00" in page
+    # Of the turns 8 / 4 = 2¹, 4 / 4 = 2⁰ and 9 / 5 = 2^0.848; of the points 4 and 8.
+    said = "4 MB at 2 to 8 MB at 4; exponent 0.85 (0.42 to 0.92)"
+    assert said in text and said in page
     assert "step &lt;b&gt;" in page and "step <b>" not in page
     assert "reached" in pages.as_text("step", record["step"])
 

@@ -135,5 +135,5 @@ def contexts(name: str, sides_px: Sequence[int]) -> Growth:
         batch = random_batch(tasks, trained.processor, group_size=8, completion_tokens=64)
         before_mb = reset_peak()
         trained.update(batch)
-        points.append((float(batch.samples[0].prompt_length), peak_mb() - before_mb))
+        points.append((float(batch.samples[0].prompt_length), [peak_mb() - before_mb]))
     return grown("Peak memory of an update", over="prompt tokens", unit="MB", points=points)

@@ -33,7 +33,6 @@ from tests.bench.sleeping import SleepingWorker
 
 SLEEP_S = 0.2
 PROMPT_TOKENS = 256
-REPEATS = 3
 MOST_WORKERS = 64
 
 
@@ -73,13 +72,13 @@ def measure(*, turns: int, quick: bool) -> Part:
     growths: list[Growth] = []
     tables: list[Table] = []
     for half, ladders, run in (("Orchestration", STEPS, orchestration), ("Update", UPDATES, updates)):
-        for over, rows in run(ladders, quick=quick):
+        for over, rows in run(ladders, turns=turns, quick=quick):
             names = list(rows[0][1])
             tables.append(
                 Table(
                     title=f"{half} by {over}",
                     columns=(over, *names),
-                    rows=[(float(value), *(numbers[name] for name in names)) for value, numbers in rows],
+                    rows=[(float(value), *(spread(found[name]).median for name in names)) for value, found in rows],
                 )
             )
             growths += [
@@ -87,19 +86,20 @@ def measure(*, turns: int, quick: bool) -> Part:
                     f"{half}: {name}",
                     over=over,
                     unit=name.rpartition(" ")[2],
-                    points=[(float(value), numbers[name]) for value, numbers in rows],
+                    points=[(float(value), found[name]) for value, found in rows],
                 )
                 for name in (names[0], names[-1])
             ]
-    config = {"sleep_s": SLEEP_S, "prompt_tokens": PROMPT_TOKENS, "repeats": REPEATS, "update_policy": "tiny"}
+    config = {"sleep_s": SLEEP_S, "prompt_tokens": PROMPT_TOKENS, "update_policy": "tiny"}
     return Part(config=config, growths=growths, tables=tables)
 
 
-Rows = list[tuple[int, dict[str, float]]]
+Rows = list[tuple[int, dict[str, list[float]]]]
+"""What was measured at each size, turn by turn."""
 Ladders = Mapping[str, tuple[Size, str, tuple[int, ...]]]
 
 
-def orchestration(ladders: Ladders, *, quick: bool) -> Iterator[tuple[str, Rows]]:
+def orchestration(ladders: Ladders, *, turns: int, quick: bool) -> Iterator[tuple[str, Rows]]:
     """Steps around engines that sleep; the time of each part of a step, the peak of the driver's memory."""
     import ray
 
@@ -121,7 +121,8 @@ def orchestration(ladders: Ladders, *, quick: bool) -> Iterator[tuple[str, Rows]
                 pool = RolloutPool(workers[: size.workers], timeout_s=600)
                 step = functools.partial(_step, size, pool, rewards, Path(name, over, str(value)))
                 numbers = itertools.count(1)
-                rows.append((value, _medians(lambda step=step, numbers=numbers: runner.run(step(next(numbers))))))
+                run = functools.partial(lambda step, numbers: runner.run(step(next(numbers))), step, numbers)
+                rows.append((value, _turns(run, turns)))
             yield over, rows
 
 
@@ -160,7 +161,7 @@ async def _step(size: Size, pool: RolloutPool, rewards: RewardPool, folder: Path
     }
 
 
-def updates(ladders: Ladders, *, quick: bool) -> Iterator[tuple[str, Rows]]:
+def updates(ladders: Ladders, *, turns: int, quick: bool) -> Iterator[tuple[str, Rows]]:
     """Optimizer steps of one learner; the memory that they take above what it holds between them."""
     trained = learner(policy("tiny"), run_config())
     for over, ladder in ladders.items():
@@ -179,11 +180,10 @@ def updates(ladders: Ladders, *, quick: bool) -> Iterator[tuple[str, Rows]]:
                 trained.update(batch)
                 return {"update s": time.perf_counter() - began, "memory MB": peak_mb() - before_mb}
 
-            rows.append((value, _medians(update)))
+            rows.append((value, _turns(update, turns)))
         yield over, rows
 
 
-def _medians(step: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The median of each number over `REPEATS`."""
-    found = [step() for _ in range(REPEATS)]
-    return {name: spread([each[name] for each in found]).median for name in found[0]}
+def _turns(step: Callable[[], dict[str, float]], turns: int) -> dict[str, list[float]]:
+    found = [step() for _ in range(turns)]
+    return {name: [each[name] for each in found] for name in found[0]}

@@ -60,13 +60,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """How something grows with something: points in order of x, and the exponent of the power law through them."""
+    """How something grows with something: medians in order of x, and the exponent of each turn's power law."""
 
     what: str
     over: str
     unit: str
     points: Sequence[tuple[float, float]]
-    exponent: float | None
+    exponent: Spread | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Part:
         return cls(
             config=written["config"],
             figures=[Figure(**(each | {"value": Spread(**each["value"])})) for each in written["figures"]],
-            growths=[Growth(**each) for each in written["growths"]],
+            growths=[Growth(**(each | {"exponent": _spread_again(each["exponent"])})) for each in written["growths"]],
             tables=[Table(**each) for each in written["tables"]],
             notes=written["notes"],
         )
@@ -148,8 +148,18 @@ def seconds_table(title: str, seconds: Turns) -> Table:
     return Table(title=title, columns=("", "median s", "25 %", "75 %", "turns"), rows=rows)
 
 
-def grown(what: str, *, over: str, unit: str, points: Sequence[tuple[float, float]]) -> Growth:
-    return Growth(what=what, over=over, unit=unit, points=points, exponent=exponent(points))
+def _spread_again(written: Mapping[str, Any] | None) -> Spread | None:
+    return None if written is None else Spread(**written)
+
+
+def grown(what: str, *, over: str, unit: str, points: Sequence[tuple[float, Sequence[float]]]) -> Growth:
+    """``points`` are of every turn: each x with its values, turn by turn."""
+    medians = [(x, spread(values).median) for x, values in points]
+    xs, columns = [x for x, _ in points], zip(*(values for _, values in points), strict=True)
+    exponents = [exponent(list(zip(xs, column, strict=True))) for column in columns]
+    known = [each for each in exponents if each is not None]
+    between = spread(known) if len(known) == len(exponents) else None
+    return Growth(what=what, over=over, unit=unit, points=medians, exponent=between)
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 from rl.report.charts import LARGE, Series, Size, format_value, line_chart
 from rl.report.frame import document, section
 from rl.report.markup import Markup, element
-from tests.bench.harness import Figure, Growth, Part, Table
+from tests.bench.harness import Figure, Growth, Part, Spread, Table
 
 Record = Mapping[str, Any]
 """One part as bench.json holds it: the part itself, and where and on what it was measured."""
@@ -95,8 +95,14 @@ def _row(figure: Figure) -> tuple[str, ...]:
 
 def _said(growth: Growth) -> str:
     ends = " to ".join(f"{y:,.3g} {growth.unit} at {x:,.0f}" for x, y in (growth.points[0], growth.points[-1]))
-    power = "no exponent" if growth.exponent is None else f"exponent {growth.exponent:.2f}"
-    return f"{growth.what} over {growth.over}: {ends}; {power}"
+    return f"{growth.what} over {growth.over}: {ends}; {_power(growth.exponent)}"
+
+
+def _power(exponent: Spread | None) -> str:
+    if exponent is None:
+        return "no exponent"
+    between = f" ({exponent.low:.2f} to {exponent.high:.2f})" if exponent.turns > 1 else ""
+    return f"exponent {exponent.median:.2f}{between}"
 
 
 def _cells(table: Table) -> list[tuple[str, ...]]:
