@@ -72,6 +72,8 @@ RANGES: dict[str, Range] = {
     "rollouts.kv_cache_mb": AT_LEAST_ONE,
     "rollouts.gpu_memory_utilization": ("in (0, 1]", lambda value: 0 < value <= 1),
     "rollouts.max_images": NOT_NEGATIVE,
+    "rollouts.max_tool_calls": AT_LEAST_ONE,
+    "rollouts.tool_timeout_s": POSITIVE,
     "rollouts.max_logprob_difference": POSITIVE,
     "rollouts.timeout_s": POSITIVE,
     "rewards.max_unscored_fraction": FRACTION,
@@ -122,6 +124,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config: RunConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     config = _with_rewards_file(config, overrides, base_dir=path.parent)
     config.tasks.mapping = _found_mapping(config.tasks.mapping, base_dir=path.parent)
+    config.rollouts.tools_dir = config.rollouts.tools_dir or str(path.parent.resolve())
     validate(config, where=f"{path} with {' '.join(overrides)}" if overrides else str(path))
     return config
 

@@ -97,6 +97,16 @@ class RolloutsConfig:
     """CPU only: size of the engine's key-value cache. On a GPU ``gpu_memory_utilization`` rules."""
     gpu_memory_utilization: float = 0.5
     max_images: int = 4
+    """Most images of a trajectory: its task's, and those that tools show."""
+    tools: dict[str, Any] = field(default_factory=dict)
+    """Name → ``{use, …parameters of the tool}``: what the policy may call between its turns (see
+    rollouts/tools/config.py)."""
+    tools_dir: str = ""
+    """Folder that relative paths of the tools start from; filled in with the folder of the config."""
+    max_tool_calls: int = 8
+    """Most calls of a trajectory that are answered; the policy is told that there are no more."""
+    tool_timeout_s: float = 60.0
+    """A remote tool that does not answer for so long leaves the trajectory unscored."""
     enforce_eager: bool = True
     weight_transfer: str = "host"
     """How published weights reach the engines: by way of the ``host``, its memory and Ray's object store, or over

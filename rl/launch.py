@@ -24,6 +24,7 @@ from rl.run_folder import open_run_folder, read_summary, write_summary
 from rl.types import Task
 from rollouts.splits import tuning_split
 from rollouts.tasks import check_disjoint, load_tasks
+from rollouts.tools.config import build_tools
 
 if TYPE_CHECKING:
     from policies.worker import LearnerGroup
@@ -46,6 +47,7 @@ class Prepared:
 def prepare(config: RunConfig) -> Prepared:
     """Read tasks and scorers, check the policy, open the run folder. Raises the MedrlError of whatever is wrong."""
     check_sampling(config.sampling)
+    build_tools(config.rollouts.tools, config.rollouts.tools_dir)
     scorers = load_scorers(config)
     tasks, eval_tasks = load_both_splits(config)
     check_answer_keys((*tasks, *eval_tasks), scorers)
@@ -304,6 +306,7 @@ def evaluate_policy(config: RunConfig, *, policy: str | None, out: Path) -> dict
     if not path:
         raise ConfigError("nothing to evaluate: pass --policy FOLDER_OR_ID, or set policy.path in the config")
     began = time.perf_counter()
+    build_tools(config.rollouts.tools, config.rollouts.tools_dir)
     scorers = reach_judges(load_scorers(config), starts_engines=True, warn=say)
     tasks = load_eval_tasks(config)[: config.evaluation.max_tasks or None]
     check_policy(path, trust_remote_code=config.policy.trust_remote_code)

@@ -13,6 +13,7 @@ from rl.config_schema import LearnerConfig, RunConfig
 from rl.types import SamplingParams
 from rollouts.chat_server import ChatServerSettings
 from rollouts.engine import EngineSettings
+from rollouts.tools.toolbox import ToolLimits
 
 
 def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
@@ -31,6 +32,14 @@ def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
         tensor_parallel=rollouts.tensor_parallel,
         trust_remote_code=config.policy.trust_remote_code,
         on_gpu=rollouts.gpus_per_worker > 0,
+        tools=rollouts.tools,
+        tools_folder=rollouts.tools_dir,
+        tool_limits=ToolLimits(
+            calls=rollouts.max_tool_calls,
+            images=rollouts.max_images,
+            image_pixels=config.tasks.max_image_pixels,
+            timeout_s=rollouts.tool_timeout_s,
+        ),
         updates_in_flight=config.async_.max_staleness > 0,
         weight_transfer=rollouts.weight_transfer,  # type: ignore[arg-type]
     )

@@ -79,10 +79,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What the policy is told by the user: images, then text."""
+    """What the policy is told: images, then text. ``role`` is who says it: the user, or the tools that it called."""
 
     text: str
     images: tuple[EncodedImage, ...] = ()
+    role: Literal["user", "tool"] = "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,10 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One tool call inside a trajectory and what the tool returned."""
+    """One tool call inside a trajectory and what the tool returned.
+
+    It is not ``ok`` where the tool refused or failed, and where what the policy wrote was no call, which has no name.
+    """
 
     name: str
     arguments: Mapping[str, Any]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl.types import TURN_BREAK, FinishReason, Message, Observation, Trajectory
+from rl.types import TURN_BREAK, FinishReason, Message, Observation, ToolCall, Trajectory
+from rollouts.tools.tool import Scene
 
 if TYPE_CHECKING:
     from rollouts.engine import GenerationRequest
@@ -39,7 +41,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowUp:
+class Telling:
     """What the policy is told after a turn, as a message and as the engine is given it.
 
     The passage begins with the end of the policy's turn. ``end_of_turn`` is the token that this is where it is one:
@@ -60,7 +62,7 @@ class Dialogue:
     """Sample ``index`` of a request.
 
     ``token_ids`` is all that the next turn is written after. Once it is written `add_turn` takes it, and `goes_on`
-    says whether there is another.
+    says whether there is another: after what the policy's tools answered, or else the task's next follow-up.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Dialogue:
         index: int,
         *,
         prompt: Passage,
-        follow_ups: Sequence[FollowUp],
+        follow_ups: Sequence[Telling],
         max_model_len: int,
     ) -> None:
         self.request, self.index = request, index
@@ -78,13 +80,14 @@ class Dialogue:
         self.finish_reason: FinishReason = "abort"
         self.finished = False
         self._prompt_length = len(prompt.token_ids)
-        self._follow_ups = follow_ups
+        self._follow_ups = deque(follow_ups)
         self._max_model_len = max_model_len
         self._mask: list[bool] = []
         self._logprobs: list[float] = []
         self._text = ""
         self._versions: list[tuple[int, int]] = []
         self._observations: list[Observation] = []
+        self._tool_calls: list[ToolCall] = []
         self._began_s = time.perf_counter()
         self._duration_s = 0.0
 
@@ -96,6 +99,22 @@ class Dialogue:
     @property
     def seed(self) -> int:
         return turn_seed(self.request.seed + self.index, self.turn)
+
+    @property
+    def last_turn(self) -> str:
+        """What the policy wrote in the turn that was added last."""
+        return self._text[self._observations[-1].place + len(TURN_BREAK) if self._observations else 0 :]
+
+    @property
+    def scene(self) -> Scene:
+        """What a tool may look at."""
+        told = (image for each in self._observations for image in each.message.images)
+        return Scene(task=self.request.task, images=(*self.request.task.images, *told))
+
+    @property
+    def calls(self) -> int:
+        """How many tool calls were answered."""
+        return len(self._tool_calls)
 
     @property
     def left_tokens(self) -> int:
@@ -118,27 +137,33 @@ class Dialogue:
         self._text += completion.text
         self.finish_reason = completion.finish_reason
 
-    def goes_on(self) -> bool:
+    def add_calls(self, calls: Iterable[ToolCall], *, broken: bool) -> None:
+        """Take the calls of the last turn with their results; a ``broken`` tool ends the dialogue in ``abort``."""
+        self._tool_calls += calls
+        if broken:
+            self.finish_reason = "abort"
+
+    def goes_on(self, results: Telling | None = None) -> bool:
         """Tell the policy what comes next, if anything does; a dialogue that has no room for it ends in ``length``."""
-        if self.finish_reason == "stop" and self.turn < len(self._follow_ups):
-            if self._take_in(self._follow_ups[self.turn]):
+        if self.finish_reason == "stop" and (results or self._follow_ups):
+            if self._take_in(results or self._follow_ups.popleft()):
                 return True
             self.finish_reason = "length"
         self.finished = True
         self._duration_s = time.perf_counter() - self._began_s
         return False
 
-    def _take_in(self, follow_up: FollowUp) -> bool:
+    def _take_in(self, telling: Telling) -> bool:
         """Whether there is room for it, and for a token of the policy's after it."""
-        skipped = int(self.token_ids[-1] == follow_up.end_of_turn)
-        token_ids = follow_up.passage.token_ids[skipped:]
+        skipped = int(self.token_ids[-1] == telling.end_of_turn)
+        token_ids = telling.passage.token_ids[skipped:]
         if self.left_tokens <= 0 or len(self.token_ids) + len(token_ids) >= self._max_model_len:
             return False
-        self.images += follow_up.passage.placed(len(self.token_ids) - skipped)
+        self.images += telling.passage.placed(len(self.token_ids) - skipped)
         self.token_ids += token_ids
         self._mask += [False] * len(token_ids)
         self._logprobs += [np.nan] * len(token_ids)
-        self._observations.append(Observation(message=follow_up.message, place=len(self._text)))
+        self._observations.append(Observation(message=telling.message, place=len(self._text)))
         self._text += TURN_BREAK
         return True
 
@@ -161,6 +186,7 @@ class Dialogue:
             sampling=self.request.sampling,
             duration_s=self._duration_s,
             observations=tuple(self._observations),
+            tool_calls=tuple(self._tool_calls),
         )
 
     @property

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rl.errors import PolicyError, RolloutError, TaskError
-from rl.types import EncodedImage, SamplingParams, Task, Trajectory
-from rollouts.dialogue import Dialogue, FollowUp, Passage, PlacedImage
-from rollouts.prompts import render_follow_up, render_prompt, special_tokens
+from rl.types import EncodedImage, Message, SamplingParams, Task, Trajectory
+from rollouts.dialogue import Dialogue, Passage, PlacedImage, Telling
+from rollouts.prompts import render_follow_up, render_prompt, render_results, special_tokens, unsayable
+from rollouts.tools.config import build_tools
+from rollouts.tools.toolbox import NO_CALLS, Answered, Calls, Toolbox, ToolLimits
 
+WAIT_S = 0.02  # for a remote tool, where nothing else is to be done
 FORBID = -100.0  # a logit bias that no logit can outweigh
 PREFIX_BLOCK_TOKENS = 32  # the engine's default of 128 never finds a short prompt in its prefix cache
 
@@ -45,6 +48,9 @@ class EngineSettings:
     tensor_parallel: int
     trust_remote_code: bool
     on_gpu: bool
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    tools_folder: str = "."
+    tool_limits: ToolLimits = NO_CALLS
     updates_in_flight: bool = False
     weight_transfer: Literal["host", "nccl"] = "host"
 
@@ -149,6 +155,13 @@ class VllmEngine:
         self._in_progress: dict[str, list[Dialogue]] = {}
         self._turns: dict[str, tuple[str, Dialogue]] = {}
         """What is being written: the key of its request and the dialogue, by the engine's name for it."""
+        self._tools = Toolbox(
+            build_tools(settings.tools, settings.tools_folder),
+            settings.tool_limits,
+            unsayable=unsayable(self.processor),
+        )
+        self._calling: list[tuple[str, Dialogue, Calls]] = []
+        """Dialogues that wait for their tools, with the keys of their requests."""
         self.version = 0
         self.llm.update_weight_version("0")
 
@@ -165,9 +178,12 @@ class VllmEngine:
         # No more than fill the batch: whoever comes first is not kept waiting by what the engine has taken up already.
         while self._waiting and engine.get_num_unfinished_requests() < self.max_num_seqs:
             self._take_up(*self._waiting.popleft())
+        if not engine.has_unfinished_requests() and self._calling:
+            self._calling[0][2].wait(WAIT_S)
         for output in engine.step() if engine.has_unfinished_requests() else ():
             if output.finished and output.request_id in self._turns:
                 self._end_turn(output)
+        self._tell_results()
 
     def forget(self, keys: Collection[str]) -> None:
         """See `Engine.forget`."""
@@ -176,6 +192,7 @@ class VllmEngine:
         for name in turns:
             del self._turns[name]
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in keys)
+        self._calling = [entry for entry in self._calling if entry[0] not in keys]
         for key in keys:
             self._in_progress.pop(key, None)
             self.answers.pop(key, None)
@@ -204,7 +221,8 @@ class VllmEngine:
         """Begin the request's dialogues. What they have in common is rendered once."""
         task = request.task
         with self._refusals(key, task):
-            prompt = self._passage(render_prompt(task, self.processor), task.images)
+            text = render_prompt(task, self.processor, tools=self._tools.declarations)
+            prompt = self._passage(text, task.images)
             follow_ups = [self._follow_up(task, number) for number in range(len(task.follow_ups))]
             self._in_progress[key] = [
                 Dialogue(request, index, prompt=prompt, follow_ups=follow_ups, max_model_len=self.max_model_len)
@@ -221,11 +239,31 @@ class VllmEngine:
     def _end_turn(self, output: Any) -> None:
         key, dialogue = self._turns.pop(output.request_id)
         dialogue.add_turn(output.outputs[0], version=self.version)
-        if dialogue.goes_on():
-            with self._refusals(key, dialogue.request.task):
+        if dialogue.finish_reason == "stop" and (
+            calls := self._tools.begin(dialogue.last_turn, dialogue.scene, made=dialogue.calls)
+        ):
+            self._calling.append((key, dialogue, calls))
+        else:
+            self._go_on(key, dialogue)
+
+    def _tell_results(self) -> None:
+        """Go on with the dialogues whose tools have answered."""
+        answered = [entry for entry in self._calling if entry[2].done]
+        self._calling = [entry for entry in self._calling if entry not in answered]
+        for key, dialogue, calls in answered:
+            if key not in self._in_progress:
+                continue  # another dialogue of the request was refused meanwhile
+            answers = calls.answers()
+            dialogue.add_calls((each.call for each in answers), broken=any(each.broken for each in answers))
+            self._go_on(key, dialogue, answers)
+
+    def _go_on(self, key: str, dialogue: Dialogue, answers: Sequence[Answered] = ()) -> None:
+        """Begin the next turn, or end the dialogue, and with its last one the request."""
+        with self._refusals(key, dialogue.request.task):
+            if dialogue.goes_on(self._results(dialogue.request.task, answers) if answers else None):
                 self._begin_turn(key, dialogue)
-        elif all(each.finished for each in self._in_progress[key]):
-            self.answers[key] = tuple(each.trajectory() for each in self._in_progress.pop(key))
+            elif all(each.finished for each in self._in_progress[key]):
+                self.answers[key] = tuple(each.trajectory() for each in self._in_progress.pop(key))
 
     @contextmanager
     def _refusals(self, key: str, task: Task) -> Iterator[None]:
@@ -247,13 +285,22 @@ class VllmEngine:
         self.forget([key])
         self.answers[key] = RolloutError(why)
 
-    def _follow_up(self, task: Task, number: int) -> FollowUp:
-        message = task.follow_ups[number]
-        passage = self._passage(render_follow_up(task, number, self.processor), message.images)
+    def _follow_up(self, task: Task, number: int) -> Telling:
+        text = render_follow_up(task, number, self.processor, tools=self._tools.declarations)
+        return self._telling(text, task.follow_ups[number])
+
+    def _results(self, task: Task, answers: Sequence[Answered]) -> Telling:
+        results = [Message(text=each.call.result, images=each.images, role="tool") for each in answers]
+        text = render_results(task, results, self.processor, tools=self._tools.declarations)
+        images = tuple(image for result in results for image in result.images)
+        return self._telling(text, Message(text="\n\n".join(each.text for each in results), images=images, role="tool"))
+
+    def _telling(self, text: str, message: Message) -> Telling:
+        passage = self._passage(text, message.images)
         first = passage.token_ids[0]
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         ends_turn = tokenizer.convert_ids_to_tokens(first) in special_tokens(tokenizer)
-        return FollowUp(message, passage, end_of_turn=first if ends_turn else None)
+        return Telling(message, passage, end_of_turn=first if ends_turn else None)
 
     def _passage(self, text: str, images: Sequence[EncodedImage]) -> Passage:
         """Text and its images as the engine takes them. The template has written the tokens that begin a text."""

@@ -81,6 +81,10 @@ def _message_row(message: Message) -> dict[str, Any]:
     return {"text": message.text, "images": [_image_row(image) for image in message.images]}
 
 
+def _observation_row(observation: Observation) -> dict[str, Any]:
+    return _message_row(observation.message) | {"place": observation.place, "role": observation.message.role}
+
+
 def _trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
     return {
         "trajectory_id": trajectory.id,
@@ -88,8 +92,7 @@ def _trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
         "source": trajectory.source,
         **({} if trajectory.source else _sampled_row(trajectory)),
         "text": trajectory.text,
-        "observations": [_message_row(each.message) | {"place": each.place} for each in trajectory.observations]
-        or None,
+        "observations": [_observation_row(each) for each in trajectory.observations] or None,
         "finish_reason": trajectory.finish_reason,
         "tool_calls": [asdict(call) | {"arguments": json.dumps(call.arguments)} for call in trajectory.tool_calls],
         "duration_s": (trajectory.duration_s or None) if trajectory.source else trajectory.duration_s,
@@ -257,7 +260,8 @@ def _task(row: Mapping[str, Any], *, load_image: LoadImage) -> Task:
 
 
 def _message(entry: Mapping[str, Any], *, load_image: LoadImage) -> Message:
-    return Message(text=entry["text"], images=tuple(load_image(image) for image in entry["images"]))
+    images = tuple(load_image(image) for image in entry["images"])
+    return Message(text=entry["text"], images=images, role=entry.get("role") or "user")
 
 
 def _without(entry: Mapping[str, Any], name: str) -> dict[str, Any]:

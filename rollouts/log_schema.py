@@ -110,7 +110,7 @@ def _nested_types() -> dict[str, pa.DataType]:
         "measurement": number | {"unit": text, "reading": text},
         "image": image,
         "message": message,
-        "observation": message | {"place": whole},
+        "observation": message | {"place": whole, "role": text},
         "sampling": {"temperature": real, "top_p": real, "top_k": whole, "max_tokens": whole, "stop": pa.list_(text)},
         "tool_call": {"name": text, "arguments": text, "result": text, "ok": flag},
         "score": score,

@@ -43,7 +43,7 @@ STACK_MODULES = frozenset(
 )
 """Modules that import the accelerator stack as they load. Only actors load them, in a function."""
 
-CATCH_ALL_MODULES = frozenset({"rewards.service", "rollouts.pool"})
+CATCH_ALL_MODULES = frozenset({"rewards.service", "rollouts.pool", "rollouts.tools.toolbox"})
 """Where any exception of foreign code is turned into an outcome."""
 
 MAX_FILE_LINES = 400

@@ -1,1 +1,0 @@
-"""Tools that a policy may call in a rollout."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rl.types import Message, Observation, SamplingParams
-from rollouts.dialogue import Dialogue, FollowUp, Passage, PlacedImage
+from rollouts.dialogue import Dialogue, Passage, PlacedImage, Telling
 from rollouts.engine import GenerationRequest
 from tests.samples import a_task
 
@@ -32,8 +32,8 @@ def a_dialogue(*, index: int = 0, max_tokens: int = 20, max_model_len: int = 100
         index,
         prompt=Passage([50, 60, 60, 51, 52], (PlacedImage("a", "features of a", 1, "2 tokens"),)),
         follow_ups=[
-            FollowUp(DOUBT, Passage([END, 53, 54]), end_of_turn=END),
-            FollowUp(SHOWN, Passage([END, 55, 60, 56], (PlacedImage("b", "features of b", 2, "1 token"),)), END),
+            Telling(DOUBT, Passage([END, 53, 54]), end_of_turn=END),
+            Telling(SHOWN, Passage([END, 55, 60, 56], (PlacedImage("b", "features of b", 2, "1 token"),)), END),
         ],
         max_model_len=max_model_len,
     )

@@ -12,8 +12,9 @@ import pytest
 from rl.errors import RolloutError, TaskError
 from rl.types import Message, SamplingParams
 from rollouts import engine as engine_module
-from rollouts.dialogue import FollowUp, Passage
+from rollouts.dialogue import Passage, Telling
 from rollouts.engine import GenerationRequest, VllmEngine
+from rollouts.tools.toolbox import NO_CALLS, Toolbox
 from tests.samples import a_task
 
 pytestmark = pytest.mark.slow  # its refusals are vLLM's, which takes seconds to import
@@ -61,15 +62,16 @@ def core() -> Core:
 
 @pytest.fixture
 def engine(core: Core, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
-    monkeypatch.setattr(engine_module, "render_prompt", lambda task, processor: task.question)
+    monkeypatch.setattr(engine_module, "render_prompt", lambda task, processor, tools: task.question)
     engine = object.__new__(VllmEngine)
     engine.llm = SimpleNamespace(llm_engine=core)
     engine.processor = None
     engine.max_num_seqs, engine.max_model_len, engine.version = 8, 100, 0
     engine.answers, engine._added, engine._waiting, engine._in_progress, engine._turns = {}, 0, deque(), {}, {}
+    engine._tools, engine._calling = Toolbox({}, NO_CALLS), []
     made: dict[str, Any] = {
         "_passage": lambda text, images: Passage([5, 6]),
-        "_follow_up": lambda task, number: FollowUp(task.follow_ups[number], Passage([0, 7]), 0),
+        "_follow_up": lambda task, number: Telling(task.follow_ups[number], Passage([0, 7]), 0),
         "_engine_input": lambda dialogue: list(dialogue.token_ids),
         "_sampling_params": lambda dialogue: None,
     }
@@ -125,10 +127,10 @@ def test_a_first_turn_that_is_refused_gives_up_the_samples_before_it(engine: Vll
 def test_a_task_that_cannot_be_put_is_answered_to_who_asked_and_the_others_go_on(
     engine: VllmEngine, core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def follow_up(task: Any, number: int) -> FollowUp:
+    def follow_up(task: Any, number: int) -> Telling:
         if task.id == "bad":
             raise TaskError("the text of task 'bad' holds '[IMG]'")
-        return FollowUp(task.follow_ups[number], Passage([0, 7]), 0)
+        return Telling(task.follow_ups[number], Passage([0, 7]), 0)
 
     monkeypatch.setattr(engine, "_follow_up", follow_up)
     bad, good = asked(engine, "bad"), asked(engine, "good")
