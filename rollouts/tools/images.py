@@ -63,12 +63,11 @@ class Zoom(Tool):
         number, image = scene_image(arguments, scene)
         left, top, right, bottom = box = self._pixels(arguments["box"], image)
         picture = image.decode()
-        across, down = picture.width / image.width, picture.height / image.height  # a tiny image is decoded enlarged
-        longer = max(right - left, bottom - top)
-        factor = max(1.0, self.side / longer)
+        scale = picture.width // image.width  # a tiny image is decoded enlarged, by a whole factor
+        region = picture.crop((left * scale, top * scale, right * scale, bottom * scale))
+        factor = max(1.0, self.side / max(right - left, bottom - top))
         size = max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor))
-        region = (left * across, top * down, right * across, bottom * down)
-        enlarged = picture.resize(size, PIL.Image.Resampling.BICUBIC, box=region)
+        enlarged = region.resize(size, PIL.Image.Resampling.BICUBIC)
         return _shown(enlarged, f"the region {list(box)} of image {number}")
 
     def _pixels(self, box: Sequence[float], image: EncodedImage) -> tuple[int, int, int, int]:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from rl.errors import RolloutError, TaskError
-from rl.types import Message, SamplingParams
+from rl.types import Message, SamplingParams, Trajectory
 from rollouts import engine as engine_module
 from rollouts.dialogue import Passage, Telling
 from rollouts.engine import GenerationRequest, VllmEngine
-from rollouts.tools.toolbox import NO_CALLS, Toolbox
+from rollouts.tools.tool import Tool
+from rollouts.tools.toolbox import NO_CALLS, Toolbox, ToolLimits
+from tests.rollouts.tools.test_toolbox import Says, Waits
 from tests.samples import a_task
 
 pytestmark = pytest.mark.slow  # its refusals are vLLM's, which takes seconds to import
@@ -27,6 +29,7 @@ class Core:
         self.live: list[str] = []
         self.aborted: list[str] = []
         self.refuses: Callable[[str], bool] = lambda name: False
+        self.writes: Callable[[str], str] = lambda name: "x"
 
     def get_num_unfinished_requests(self) -> int:
         return len(self.live)
@@ -44,15 +47,17 @@ class Core:
         self.live = [name for name in self.live if name not in names]
 
     def step(self) -> list[Any]:
-        completion = SimpleNamespace(
+        ended, self.live = self.live, []
+        return [SimpleNamespace(finished=True, request_id=name, outputs=[self._completion(name)]) for name in ended]
+
+    def _completion(self, name: str) -> Any:
+        return SimpleNamespace(
             token_ids=(1,),
             logprobs=[{1: SimpleNamespace(logprob=-1.0)}],
-            text="x",
+            text=self.writes(name),
             finish_reason="stop",
             weight_versions=[],
         )
-        ended, self.live = self.live, []
-        return [SimpleNamespace(finished=True, request_id=name, outputs=[completion]) for name in ended]
 
 
 @pytest.fixture
@@ -74,6 +79,9 @@ def engine(core: Core, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
         "_follow_up": lambda task, number: Telling(task.follow_ups[number], Passage([0, 7]), 0),
         "_engine_input": lambda dialogue: list(dialogue.token_ids),
         "_sampling_params": lambda dialogue: None,
+        "_results": lambda task, answers: Telling(
+            Message(text=answers[0].call.result, role="tool"), Passage([0, 8]), 0
+        ),
     }
     for name, function in made.items():
         monkeypatch.setattr(engine, name, function)
@@ -88,7 +96,7 @@ def asked(engine: VllmEngine, id: str) -> str:
 
 
 def assert_nothing_is_left(engine: VllmEngine, core: Core) -> None:
-    assert not (engine._turns or engine._in_progress or engine._waiting or core.live)
+    assert not (engine._turns or engine._in_progress or engine._waiting or engine._calling or core.live)
 
 
 def test_dialogues_that_end_together_are_answered_together(engine: VllmEngine, core: Core) -> None:
@@ -149,4 +157,67 @@ def test_requests_that_nobody_waits_for_are_given_up_between_their_turns(engine:
     engine.step()
     assert list(engine.answers) == [kept]
     engine.answers.clear()
+    assert_nothing_is_left(engine, core)
+
+
+CALL = '<tool_call>{"name": "say", "arguments": {"word": "aha"}}</tool_call>'
+
+
+def with_tool(engine: VllmEngine, core: Core, tool: Tool) -> str:
+    """Give the engine a tool that every first turn calls; returns the key of a request."""
+    engine._tools = Toolbox({"say": tool}, ToolLimits(calls=1, images=0, image_pixels=1, timeout_s=20.0))
+    core.writes = lambda name: CALL if name.endswith("/0") else "x"
+    return asked(engine, "a")
+
+
+def answer(engine: VllmEngine, key: str, *, steps: int) -> tuple[Trajectory, ...]:
+    for _ in range(steps):
+        engine.step()
+    found = engine.answers.pop(key)
+    assert isinstance(found, tuple)
+    return found
+
+
+def test_what_a_tool_answers_is_told_before_the_follow_up(engine: VllmEngine, core: Core) -> None:
+    key = with_tool(engine, core, Says())
+    for each in answer(engine, key, steps=3):
+        assert each.turns == (CALL, "x", "x") and each.finish_reason == "stop"
+        told = [(observation.message.role, observation.message.text) for observation in each.observations]
+        assert told == [("tool", "aha"), ("user", "Sure?")]
+        assert [(call.name, call.result) for call in each.tool_calls] == [("say", "aha")]
+    assert_nothing_is_left(engine, core)
+
+
+def test_a_tool_that_fails_ends_the_trajectory_as_aborted_and_not_as_what_the_policy_said(
+    engine: VllmEngine, core: Core
+) -> None:
+    for each in answer(engine, with_tool(engine, core, Says(does="break")), steps=1):
+        assert each.finish_reason == "abort" and each.turns == (CALL,)
+        assert [(call.ok, call.result) for call in each.tool_calls] == [(False, "KeyError: 'no such table'")]
+    assert_nothing_is_left(engine, core)
+
+
+def test_others_are_written_while_a_remote_tool_is_waited_for(engine: VllmEngine, core: Core) -> None:
+    Waits.let.clear()
+    waiting = with_tool(engine, core, Waits())
+    engine.step()
+    core.writes = lambda name: "x"
+    other = asked(engine, "b")
+    answer(engine, other, steps=2)
+    assert waiting not in engine.answers and len(engine._calling) == 2
+    Waits.let.set()
+    for _, _, calls in engine._calling:
+        calls.wait(20)
+    assert all(each.turns == (CALL, "x", "x") for each in answer(engine, waiting, steps=3))
+    assert_nothing_is_left(engine, core)
+
+
+def test_a_request_that_is_forgotten_is_not_gone_on_with_once_its_tools_answer(engine: VllmEngine, core: Core) -> None:
+    Waits.let.clear()
+    key = with_tool(engine, core, Waits())
+    engine.step()
+    engine.forget([key])
+    Waits.let.set()
+    engine.step()
+    assert not engine.answers
     assert_nothing_is_left(engine, core)
