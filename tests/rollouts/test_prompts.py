@@ -19,6 +19,7 @@ from rollouts.prompts import (
     question_text,
     render_follow_up,
     render_prompt,
+    render_results,
     special_tokens,
 )
 from rollouts.references import _READERS
@@ -40,10 +41,10 @@ class FakeTokenizer:
     def __init__(self, chat_template: str | None = TEMPLATE) -> None:
         self.chat_template = chat_template
 
-    def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool, **named: Any) -> str:
         assert not tokenize and self.chat_template
         template = jinja2.Template(self.chat_template)
-        return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+        return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **named)
 
 
 class FakeProcessor(FakeTokenizer):
@@ -51,8 +52,8 @@ class FakeProcessor(FakeTokenizer):
 
     image_token = "<pixels>"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, chat_template: str | None = TEMPLATE) -> None:
+        super().__init__(chat_template)
         self.tokenizer = FakeTokenizer()
 
 
@@ -208,3 +209,47 @@ def _turns(text: str) -> list[dict[str, Any]]:
         {"role": role, "content": [{"type": "text", "text": text}]}
         for role, text in [("assistant", ""), ("user", text)]
     ]
+
+
+TOOL = {"type": "function", "function": {"name": "zoom", "description": "Look closer.", "parameters": {}}}
+RESULTS = (Message(text="a nodule", images=(IMAGE,), role="tool"), Message(text="refused: no", role="tool"))
+OF_TOOLS = "{% for tool in tools %}<|tool|>{{ tool.function.name }}{% endfor %}" + TEMPLATE.replace("[IMG]", "<pixels>")
+NO_TOOL_ROLE = "{% for m in messages %}{% if m.role == 'tool' %}{{ [].no.such }}{% endif %}{% endfor %}" + OF_TOOLS
+
+
+def test_a_template_that_knows_of_tools_is_given_them_and_has_a_place_for_their_results() -> None:
+    processor = FakeProcessor(OF_TOOLS)
+    prompt = render_prompt(a_task(system="Look."), processor, tools=[TOOL])
+    assert prompt == "<|tool|>zoom<|system|>Look.<|user|>Is it?<|assistant|>"
+    told = render_results(a_task(), RESULTS, processor, tools=[TOOL])
+    assert told == "<|tool|><pixels>a nodule<|tool|>refused: no<|assistant|>"
+
+
+@pytest.mark.parametrize("processor", [FakeProcessor(), FakeTokenizer()], ids=["processor", "tokenizer"])
+def test_where_a_template_does_not_the_system_message_says_how_to_call_and_the_user_tells_the_results(
+    processor: Any,
+) -> None:
+    prompt = render_prompt(a_task(system="Look."), processor, tools=[TOOL])
+    system, _, asked = prompt.partition("<|user|>")
+    assert system.startswith("<|system|>Look.\n\nYou may call tools.") and asked == "Is it?<|assistant|>"
+    assert '<tool_call>{"name": "…", "arguments": {…}}</tool_call>' in system
+    assert '{"name": "zoom", "description": "Look closer.", "parameters": {}}' in system
+    told = render_results(a_task(), RESULTS[1:], processor, tools=[TOOL])
+    assert told == "<|user|><tool_response>\nrefused: no\n</tool_response><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "image"),
+    [(NO_TOOL_ROLE, "<pixels>"), (OF_TOOLS.replace("<pixels>", "<other>"), "<other>"), (TEMPLATE, "[IMG]")],
+    ids=["it fails", "it loses images", "it names no tools"],
+)
+def test_a_template_without_a_place_for_results_has_the_user_tell_them_images_first(template: str, image: str) -> None:
+    told = render_results(a_task(), RESULTS, FakeProcessor(template), tools=[TOOL])
+    assert told == (
+        f"<|user|>{image}<tool_response>\na nodule\n</tool_response>\n"
+        "<tool_response>\nrefused: no\n</tool_response><|assistant|>"
+    )
+
+
+def test_without_tools_nothing_is_said_of_them() -> None:
+    assert render_prompt(a_task(system="Look."), FakeProcessor()) == "<|system|>Look.<|user|>Is it?<|assistant|>"
