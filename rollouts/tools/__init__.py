@@ -1,0 +1,1 @@
+"""Tools that the policy may call between its turns."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rollouts.tools.tool import Tool
 
 BUILT_IN = {
     "look_up": "rollouts.tools.knowledge:LookUp",
+    "mcp": "rollouts.tools.mcp:McpTool",
     "measure_length": "rollouts.tools.record:MeasureLength",
     "read_record": "rollouts.tools.record:ReadRecord",
     "rotate": "rollouts.tools.images:Rotate",
@@ -58,23 +60,23 @@ def _build(name: str, spec: Any, base_dir: Path) -> Tool:
         where=f"{where}.use",
     )
     parameters = fit_parameters(cls, {key: value for key, value in spec.items() if key != "use"}, where=where)
-    for key, value in parameters.items():
+    for key, value in ({each.name: each.default for each in fields(cls)} | parameters).items():
         if isinstance(value, Path):
-            parameters[key] = _file(value, base_dir, where=f"{where}.{key}")
+            parameters[key] = _found(value, base_dir, where=f"{where}.{key}")
     try:
         tool = cls(**parameters)
         tool.prepare()
         Draft202012Validator.check_schema(tool.declaration(name)["function"]["parameters"])
-    except (TypeError, ValueError, ConfigError) as error:
+    except (TypeError, ValueError, OSError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
     except SchemaError as error:
         raise ConfigError(f"{where}: its parameters are no JSON Schema: {error.message}") from error
     return tool
 
 
-def _file(path: Path, base_dir: Path, *, where: str) -> Path:
+def _found(path: Path, base_dir: Path, *, where: str) -> Path:
     tried = list(dict.fromkeys((folder / path).resolve() for folder in (base_dir, Path.cwd())))
     for candidate in tried:
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
-    raise ConfigError(f"{where}: there is no file {str(path)!r}; looked for {', '.join(map(str, tried))}")
+    raise ConfigError(f"{where}: there is no file or folder {str(path)!r}; looked for {', '.join(map(str, tried))}")
