@@ -34,14 +34,18 @@ def engine_settings(config: RunConfig, policy_path: str) -> EngineSettings:
         on_gpu=rollouts.gpus_per_worker > 0,
         tools=rollouts.tools,
         tools_folder=rollouts.tools_dir,
-        tool_limits=ToolLimits(
-            calls=rollouts.max_tool_calls,
-            images=rollouts.max_images,
-            image_pixels=config.tasks.max_image_pixels,
-            timeout_s=rollouts.tool_timeout_s,
-        ),
+        tool_limits=tool_limits(config),
         updates_in_flight=config.async_.max_staleness > 0,
         weight_transfer=rollouts.weight_transfer,  # type: ignore[arg-type]
+    )
+
+
+def tool_limits(config: RunConfig) -> ToolLimits:
+    return ToolLimits(
+        calls=config.rollouts.max_tool_calls,
+        images=config.rollouts.max_images,
+        image_pixels=config.tasks.max_image_pixels,
+        timeout_s=config.rollouts.tool_timeout_s,
     )
 
 

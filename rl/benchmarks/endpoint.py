@@ -6,15 +6,21 @@ scores, and ``lost`` says why. It is never a wrong answer.
 A task's follow-ups are put after the whole of each reply, its reasoning included, as before an engine's next turn.
 ``max_tokens`` bounds all turns together by the completion tokens that the server reports. One that does not is taken to
 have written a token for every byte, which no tokenizer exceeds, so that its dialogues end early rather than late.
+
+Tools are called here, by the protocol's ``tool_calls``, or by what the text says where the server leaves it there. In
+the trajectory a call stands as an engine's policy writes it. Images of tools follow as the user's, since the protocol's
+tools tell texts alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +28,12 @@ import numpy as np
 from rewards.judge import Endpoint
 from rewards.judges.chat import ChatFault, Choice, chat_choice, chat_connections
 from rewards.judges.prompt import data_url
-from rl.types import TURN_BREAK, EncodedImage, FinishReason, Message, Observation, Task, Trajectory
+from rl.types import TURN_BREAK, EncodedImage, FinishReason, Message, Observation, Task, ToolCall, Trajectory
 from rollouts.dialogue import turn_seed
-from rollouts.engine import GenerationRequest
+from rollouts.engine import WAIT_S, GenerationRequest
 from rollouts.prompts import chat_messages
+from rollouts.tools.tool import Scene
+from rollouts.tools.toolbox import CLOSE, NO_CALLS, OPEN, Answered, Toolbox
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,14 +41,42 @@ if TYPE_CHECKING:
 MAX_REPLY_BYTES = 8 << 20
 FIRST_REST_S = 0.5
 LONGEST_REST_S = 30.0
-_FINISHED: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
+_FINISHED: Mapping[str, FinishReason] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
+    """``calls`` are the tool calls that the server has taken out of the text."""
+
     text: str
     finish_reason: FinishReason
     tokens: int
+    calls: tuple[_Asked, ...] = ()
+
+    @property
+    def written(self) -> str:
+        return self.text + "".join(call.tagged() for call in self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A tool call of the protocol; ``arguments`` are JSON, or should be."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def tagged(self) -> str:
+        call = f'{{"name": {json.dumps(self.name)}, "arguments": {self.arguments or "{}"}}}'
+        return OPEN + call.replace("<", r"\u003c") + CLOSE  # no text in it can be taken for its end
+
+    def message(self) -> dict[str, Any]:
+        try:
+            sound = isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            sound = False  # a server may refuse to be told its own model's slip
+        function = {"name": self.name, "arguments": self.arguments if sound else "{}"}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,17 +88,35 @@ class _Conversation:
     text: str = ""
     finish_reason: FinishReason = "abort"
     observations: tuple[Observation, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def add(self, reply: _Reply) -> None:
         as_utf8 = reply.text.encode(errors="replace").decode()  # a lone surrogate cannot be sent
-        self.messages.append({"role": "assistant", "content": as_utf8})
-        self.text += reply.text
+        calls = {"tool_calls": [call.message() for call in reply.calls]} if reply.calls else {}
+        self.messages.append({"role": "assistant", "content": as_utf8, **calls})
+        self.text += reply.written
         self.finish_reason = reply.finish_reason
         self.left_tokens -= reply.tokens
 
     def tell(self, message: Message) -> None:
-        content = [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]
-        self.messages.append(_openai_message("user", content, iter(message.images)))
+        self.messages.append(_user_message(message))
+        self._observe(message)
+
+    def tell_results(self, answers: Sequence[Answered], calls: Sequence[_Asked]) -> None:
+        """What the tools answered, to the ``calls`` of the protocol or to those in the text."""
+        text = "\n\n".join(each.call.result for each in answers)
+        images = tuple(image for each in answers for image in each.images)
+        if calls:
+            for call, answer in zip(calls, answers, strict=True):
+                self.messages.append({"role": "tool", "tool_call_id": call.id, "content": answer.call.result})
+            if images:
+                self.messages.append(_user_message(Message(text="The images of the tools.", images=images)))
+        else:
+            response = f"<tool_response>\n{text}\n</tool_response>"
+            self.messages.append(_user_message(Message(text=response, images=images)))
+        self._observe(Message(text=text, images=images, role="tool"))
+
+    def _observe(self, message: Message) -> None:
         self.observations += (Observation(message=message, place=len(self.text)),)
         self.text += TURN_BREAK
 
@@ -79,6 +133,7 @@ class EndpointPool:
     attempts: int = 4
     timeout_s: float = 300.0
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    tools: Toolbox = field(default_factory=lambda: Toolbox({}, NO_CALLS))
     lost: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[tuple[Trajectory, ...]]:
@@ -129,6 +184,7 @@ class EndpointPool:
             duration_s=time.perf_counter() - started,
             source=f"endpoint {self.endpoint.model}",
             observations=said.observations,
+            tool_calls=said.tool_calls,
         )
 
     async def _converse(
@@ -138,14 +194,37 @@ class EndpointPool:
 
         Raises ChatFault where a reply is lost.
         """
-        said.add(await self._asked(http, self._body(request, sample, said)))
-        for message in request.task.follow_ups:
+        follow_ups = deque(request.task.follow_ups)
+        while True:
+            reply = await self._asked(http, self._body(request, sample, said))
+            said.add(reply)
+            answers = await self._answers(reply, said, request.task) if reply.finish_reason == "stop" else []
+            if said.finish_reason == "length" or not (answers or follow_ups):
+                return
             if said.left_tokens <= 0:
                 said.finish_reason = "length"
-            if said.finish_reason == "length":
                 return
-            said.tell(message)
-            said.add(await self._asked(http, self._body(request, sample, said)))
+            if answers:
+                said.tell_results(answers, reply.calls)
+            else:
+                said.tell(follow_ups.popleft())
+
+    async def _answers(self, reply: _Reply, said: _Conversation, task: Task) -> list[Answered]:
+        """What the tools answer to the calls of a reply. Raises ChatFault where one failed."""
+        told = (image for each in said.observations for image in each.message.images)
+        scene = Scene(task=task, images=(*task.images, *told))
+        turn = "".join(call.tagged() for call in reply.calls) or reply.text
+        calls = self.tools.begin(turn, scene, made=len(said.tool_calls))
+        if calls is None:
+            return []
+        while not calls.done:
+            await asyncio.sleep(WAIT_S)
+        answers = calls.answers()
+        said.tool_calls += tuple(each.call for each in answers)
+        for each in answers:
+            if each.broken:
+                raise ChatFault(f"the tool {each.call.name} failed: {each.call.result}")
+        return answers
 
     def _body(self, request: GenerationRequest, sample: int, said: _Conversation) -> dict[str, Any]:
         sampling = request.sampling
@@ -157,7 +236,7 @@ class EndpointPool:
             "max_tokens": said.left_tokens,
             "seed": turn_seed(request.seed + sample, len(said.observations)) % 2**31,
         }
-        optional = {"stop": list(sampling.stop), "top_k": sampling.top_k}
+        optional = {"stop": list(sampling.stop), "top_k": sampling.top_k, "tools": list(self.tools.declarations)}
         asked = body | {name: value for name, value in optional.items() if value} | dict(self.parameters)
         return {name: value for name, value in asked.items() if value is not None}  # null takes one of ours out
 
@@ -177,7 +256,7 @@ class EndpointPool:
         try:
             async with asyncio.timeout(self.timeout_s):
                 choice = await chat_choice(http, self.endpoint, body, max_bytes=MAX_REPLY_BYTES)
-                return _read(choice, body.get("stop") or ())
+                return _read(choice, body.get("stop") or (), calls=_calls(choice.message) if "tools" in body else ())
         except TimeoutError:
             raise ChatFault(f"no reply within {self.timeout_s:g} s", rests=True) from None
 
@@ -197,7 +276,12 @@ def _openai_message(role: str, content: Sequence[dict[str, Any]], images: Iterat
     return {"role": role, "content": parts[0]["text"] if alone else parts}
 
 
-def _read(choice: Choice, stops: Sequence[str]) -> _Reply:
+def _user_message(message: Message) -> dict[str, Any]:
+    content = [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]
+    return _openai_message("user", content, iter(message.images))
+
+
+def _read(choice: Choice, stops: Sequence[str], *, calls: tuple[_Asked, ...]) -> _Reply:
     """Reasoning that the server has taken apart stands in ``<think>`` again, and the one of ``stops`` that ended the
     text at its end, as an engine writes it. Raises ChatFault for a reply that a filter has withheld."""
     message, finished = choice.message, choice.finish_reason
@@ -210,8 +294,22 @@ def _read(choice: Choice, stops: Sequence[str]) -> _Reply:
     within_reasoning = thought and text is None  # a stop in there is left as it is
     ending = "" if within_reasoning else _ending(choice, text or "", stops)
     written = thought + (text or "") + ending
-    tokens = choice.completion_tokens or len(written.encode(errors="replace"))
-    return _Reply(written, _FINISHED.get(finished, "unknown"), tokens)
+    reply = _Reply(written, _FINISHED.get(finished, "unknown"), choice.completion_tokens, calls)
+    return reply if reply.tokens else replace(reply, tokens=len(reply.written.encode(errors="replace")))
+
+
+def _calls(message: Mapping[str, Any]) -> tuple[_Asked, ...]:
+    """The tool calls of a message. Raises ChatFault for what the protocol does not have."""
+    try:
+        asked = [
+            (call["id"], call["function"]["name"], call["function"]["arguments"])
+            for call in message.get("tool_calls") or ()
+        ]
+    except (TypeError, LookupError):
+        raise ChatFault(f"sent tool calls of another form: {message['tool_calls']!r:.100}", refused=True) from None
+    if not all(isinstance(part, str) for call in asked for part in call):
+        raise ChatFault(f"sent tool calls of another form: {message['tool_calls']!r:.100}", refused=True)
+    return tuple(_Asked(*call) for call in asked)
 
 
 def _ending(choice: Choice, text: str, stops: Sequence[str]) -> str:

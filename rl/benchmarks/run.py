@@ -36,6 +36,7 @@ from rl.types import SamplingParams, ScoredTrajectory, Task, Trajectory, Unscore
 from rollouts.engine import GenerationRequest
 from rollouts.log import LoggedStep, write_step
 from rollouts.prompts import messages_by_task
+from rollouts.tools.config import build_tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +234,7 @@ def _policy_pool(config: RunConfig, policy: str) -> Iterator[Pool]:
     from rl.cluster import cpus_needed, gpus_needed, ray_session, start_rollout_pool
 
     check_policy(policy, trust_remote_code=config.policy.trust_remote_code)
+    build_tools(config.rollouts.tools, config.rollouts.tools_dir)
     gpus = gpus_needed(config, learning=False)
     with ray_session(config.ray, cpus_needed=cpus_needed(config), gpus_needed=gpus):
         yield start_rollout_pool(engine_settings(config, policy), config.rollouts)

@@ -99,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from rl.config import load_config
 
     config = _config(arguments, default=DEFAULT_CONFIG)
-    pool = _endpoint(arguments) if arguments.endpoint else None
+    pool = _endpoint(arguments, config) if arguments.endpoint else None
     policy = arguments.policy or config.policy.path
     if bool(pool) == bool(policy):
         raise ConfigError("name one model to evaluate: --policy FOLDER_OR_ID, or --endpoint URL with --model NAME")
@@ -163,9 +163,12 @@ def _config(arguments: argparse.Namespace, *, default: str = "") -> RunConfig:
     return load_config(name, overrides)
 
 
-def _endpoint(arguments: argparse.Namespace) -> EndpointPool:
+def _endpoint(arguments: argparse.Namespace, config: RunConfig) -> EndpointPool:
     from rewards.judges.config import read_endpoint
     from rl.benchmarks.endpoint import EndpointPool
+    from rl.settings import tool_limits
+    from rollouts.tools.config import build_tools
+    from rollouts.tools.toolbox import Toolbox
 
     if not arguments.model or arguments.attempts < 1 or not arguments.timeout_s > 0:
         raise ConfigError("--endpoint needs --model NAME, --attempts of at least 1 and --timeout-s above 0")
@@ -177,7 +180,8 @@ def _endpoint(arguments: argparse.Namespace) -> EndpointPool:
     }
     endpoint = read_endpoint(fields, where="--endpoint")
     endpoint.with_key()
-    return EndpointPool(endpoint=endpoint, attempts=arguments.attempts, timeout_s=arguments.timeout_s)
+    tools = Toolbox(build_tools(config.rollouts.tools, config.rollouts.tools_dir), tool_limits(config))
+    return EndpointPool(endpoint=endpoint, attempts=arguments.attempts, timeout_s=arguments.timeout_s, tools=tools)
 
 
 def _show(results: dict[str, Any], out: Path) -> None:
