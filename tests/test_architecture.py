@@ -19,7 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("rl", "entities", "rollouts", "rewards", "policies")
 SIBLINGS = frozenset({"rollouts", "rewards", "policies"})
-FOUNDATION = frozenset({"rl.types", "rl.errors", "rl.plugins"})
+FOUNDATION = frozenset({"rl.types", "rl.errors", "rl.plugins", "rl.regex", "rl.json_schema"})
 
 SLOW_IMPORTS = frozenset(
     {"torch", "ray", "vllm", "deepspeed", "transformers", "trl", "peft", "accelerate", "datasets", "sklearn"}

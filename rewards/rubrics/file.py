@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from rewards.places import line_of, read_yaml
-from rewards.rubrics.json_schema import schema_fault
-from rewards.rubrics.regex import compile_regex
 from rewards.rubrics.rules import MAX_RULE_DEPTH, PLACED_RULES, RULE_NAMES
 from rl.errors import ConfigError
+from rl.json_schema import schema_fault
 from rl.plugins import suggestion
+from rl.regex import compile_regex
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rewards.rubrics.regex import compile_regex
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from rl.json_schema import bounded_validator
 
 MAX_JSON_CHARS = 20_000
-_UNBOUNDED = frozenset({"patternProperties", "$dynamicRef", "$recursiveRef"})
-"""Keywords that would run Python's regular expressions, or lead where a bound is not seen."""
 
 
 def json_fault(text: str, schema: str) -> str:
@@ -31,58 +25,6 @@ def json_fault(text: str, schema: str) -> str:
     return error.message[:200] if error else ""
 
 
-def schema_fault(schema: Mapping[str, Any]) -> str:
-    """Why the designer's schema cannot be used; empty if it can."""
-    import re2
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-        for key, value in _keywords(schema):
-            if key in _UNBOUNDED or (key == "$ref" and not str(value).startswith("#/$defs/")):
-                return f"{key}: {value!r} is not supported; references go to #/$defs/…"
-            if key == "pattern" and isinstance(value, str):
-                compile_regex(value)
-    except SchemaError as error:
-        return f"this is no JSON Schema: {error.message}"
-    except re2.error:
-        return f"the pattern {value!r} does not compile (RE2 syntax)"
-    return ""
-
-
-def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(schema, Mapping):
-        for key, value in schema.items():
-            yield key, value
-            yield from _keywords(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _keywords(value)
-
-
 @functools.lru_cache(maxsize=256)
-def _validator(schema: str) -> Validator:
-    from jsonschema import Draft202012Validator, validators
-
-    keywords = {"pattern": _pattern, "uniqueItems": _unique_items}
-    bounded = validators.extend(Draft202012Validator, keywords)
-    return bounded(json.loads(schema))
-
-
-def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Any]:
-    """Linear in the text, as Python's own are not."""
-    from jsonschema.exceptions import ValidationError
-
-    if isinstance(instance, str) and not compile_regex(pattern).search(instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-def _unique_items(_: Any, unique: bool, instance: Any, __: Any) -> Iterator[Any]:
-    """By what the items are written as: comparing each with each would be quadratic."""
-    from jsonschema.exceptions import ValidationError
-
-    if unique and isinstance(instance, list):
-        written = {json.dumps(item, sort_keys=True) for item in instance}
-        if len(written) < len(instance):
-            yield ValidationError("the items are not unique")
+def _validator(schema: str) -> Any:
+    return bounded_validator(json.loads(schema))

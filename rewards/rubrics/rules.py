@@ -20,9 +20,9 @@ from rewards.assertion import classify
 from rewards.claims.claim import TooManyClaims, one_per_subject
 from rewards.claims.measurements import MeasurementClaims
 from rewards.rubrics.json_schema import json_fault
-from rewards.rubrics.regex import compile_regex
 from rewards.scorer import InvalidInput, Trajectory
 from rewards.trace import Span, Trace, parse_trace, section, sections
+from rl.regex import compile_regex
 
 if TYPE_CHECKING:
     from entities.tree import EntityTree
