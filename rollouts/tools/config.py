@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import ConfigError
+from rl.json_schema import schema_fault
 from rl.plugins import fit_parameters, plain, resolve_class
 from rollouts.tools.tool import Tool
 
@@ -43,8 +44,6 @@ def build_tools(specs: Mapping[str, Any], base_dir: str | Path = ".") -> dict[st
 
 
 def _build(name: str, spec: Any, base_dir: Path) -> Tool:
-    from jsonschema import Draft202012Validator, SchemaError
-
     where = f"rollouts.tools.{name}"
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a tool's name has up to 64 letters, digits, _ and -; got {name!r}")
@@ -66,11 +65,11 @@ def _build(name: str, spec: Any, base_dir: Path) -> Tool:
     try:
         tool = cls(**parameters)
         tool.prepare()
-        Draft202012Validator.check_schema(tool.declaration(name)["function"]["parameters"])
+        fault = schema_fault(tool.declaration(name)["function"]["parameters"])
     except (TypeError, ValueError, OSError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    except SchemaError as error:
-        raise ConfigError(f"{where}: its parameters are no JSON Schema: {error.message}") from error
+    if fault:
+        raise ConfigError(f"{where}: its parameters cannot be checked: {fault}")
     return tool
 
 
@@ -79,4 +78,4 @@ def _found(path: Path, base_dir: Path, *, where: str) -> Path:
     for candidate in tried:
         if candidate.exists():
             return candidate
-    raise ConfigError(f"{where}: there is no file or folder {str(path)!r}; looked for {', '.join(map(str, tried))}")
+    raise ConfigError(f"{where}: there is no file {str(path)!r}; looked for {', '.join(map(str, tried))}")

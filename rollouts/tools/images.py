@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, cos, floor, radians, sin
 from typing import Any, Literal
 
 import PIL.Image
@@ -13,12 +13,13 @@ from rl.types import EncodedImage
 from rollouts.images import encode
 from rollouts.tools.tool import Scene, Tool, ToolRefusal, ToolResult
 
+MAX_CANVAS_PIXELS = 1 << 23
 IMAGE_NUMBER = {"type": "integer", "minimum": 1, "description": "which image, from 1 in the order they were shown"}
 
 
 def scene_image(arguments: Mapping[str, Any], scene: Scene) -> tuple[int, EncodedImage]:
     """The image that a call is about, and its number: the first unless the call names another. Raises ToolRefusal."""
-    number = arguments.get("image", 1)
+    number = int(arguments.get("image", 1))  # to JSON Schema 2.0 is an integer, too
     if not number <= len(scene.images):
         raise ToolRefusal(f"there is no image {number}; {len(scene.images)} were shown so far")
     return number, scene.images[number - 1]
@@ -87,7 +88,10 @@ class Zoom(Tool):
 
 @dataclass(frozen=True, kw_only=True)
 class Rotate(Tool):
-    """Shows an image turned clockwise, the canvas as large as it needs, what it did not hold black."""
+    """Shows an image turned clockwise, the canvas as large as it needs, what it did not hold black.
+
+    A long and narrow image needs a canvas of many times its own size, which is bounded.
+    """
 
     description = "Turn an image clockwise; it is shown as a new image."
     parameters = {  # noqa: RUF012 - shared by all, changed by none
@@ -100,6 +104,10 @@ class Rotate(Tool):
     def call(self, arguments: Mapping[str, Any], scene: Scene) -> ToolResult:
         number, image = scene_image(arguments, scene)
         degrees = arguments["degrees"]
+        along, across = abs(cos(radians(degrees))), abs(sin(radians(degrees)))
+        canvas = (image.width * along + image.height * across) * (image.width * across + image.height * along)
+        if canvas > max(MAX_CANVAS_PIXELS, 1.01 * image.width * image.height):
+            raise ToolRefusal(f"image {number} turned {degrees:g} degrees would have {canvas:,.0f} pixels, too many")
         turned = image.decode().rotate(-degrees, resample=PIL.Image.Resampling.BICUBIC, expand=True)
         return _shown(turned, f"image {number}, turned {degrees:g} degrees clockwise")
 

@@ -42,7 +42,7 @@ class LookUp(Tool):
         _index(self.path)
 
     def call(self, arguments: Mapping[str, Any], scene: Scene) -> ToolResult:
-        words = _WORD.findall(arguments["query"])[:MAX_WORDS]
+        words = list(dict.fromkeys(_WORD.findall(arguments["query"])))[:MAX_WORDS]
         # Each word quoted: to SQLite it is then a word to look for, and no operator.
         query = " OR ".join(f'"{word}"' for word in words)
         found = (

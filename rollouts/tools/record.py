@@ -72,7 +72,7 @@ class MeasureLength(Tool):
         pair = given if isinstance(given, list | tuple) else (given, given)
         if len(pair) == 2 and all(isinstance(each, int | float) and isfinite(each) and each > 0 for each in pair):
             return float(pair[0]), float(pair[1])
-        raise ValueError(
+        raise ToolRefusal(  # a call that breaks it off would be a way out of any such task
             f"extra.{self.spacing} of task {task.id!r} must be the millimetres per pixel, a number > 0 or two; "
             f"got {given!r}"
         )

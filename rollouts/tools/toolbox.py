@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from rl.json_schema import bounded_validator
 from rl.types import EncodedImage, ToolCall
 from rollouts.tools.tool import Scene, Tool, ToolRefusal, ToolResult
 
@@ -23,6 +24,7 @@ MAX_CALL_CHARS = 20_000
 MAX_CALL_DEPTH = 16
 MAX_DIGITS = 18
 MAX_RESULT_CHARS = 20_000
+MAX_ASPECT = 100  # of an image's longer side to its shorter; Qwen's image processor fails above 200
 MAX_REFUSAL_CHARS = 500
 MAX_THREADS = 64
 
@@ -68,13 +70,11 @@ class Toolbox:
     """
 
     def __init__(self, tools: Mapping[str, Tool], limits: ToolLimits, *, unsayable: Collection[str] = ()) -> None:
-        from jsonschema import Draft202012Validator
-
         self._tools, self._limits = tools, limits
         self._unsayable = tuple(sorted(unsayable, key=len, reverse=True))
         self.declarations = tuple(tool.declaration(name) for name, tool in tools.items())
         schemas = {each["function"]["name"]: each["function"]["parameters"] for each in self.declarations}
-        self._validators = {name: Draft202012Validator(schema) for name, schema in schemas.items()}
+        self._validators = {name: bounded_validator(schema) for name, schema in schemas.items()}
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="tool")
 
     def begin(self, turn: str, scene: Scene, *, made: int) -> Calls | None:
@@ -89,14 +89,18 @@ class Toolbox:
         try:
             name, arguments = _read(text)
         except (ValueError, RecursionError) as error:
-            return Call("", {}, _refused(f"{FORM}: {error}"))
+            return Call("", {}, _raised(ToolRefusal(f"{FORM}: {error}")))
         tool = self._tools.get(name)
-        if tool is None:
-            return Call(name, arguments, _refused(f"no tool is called {name!r}; there are {', '.join(self._tools)}"))
-        if left <= 0:
-            return Call(name, arguments, _refused(f"no more than {self._limits.calls} calls are answered"))
-        if problem := self._problem(name, arguments):
-            return Call(name, arguments, _refused(problem))
+        if tool is None or left <= 0:
+            unknown = f"no tool is called {name!r}; there are {', '.join(self._tools)}"
+            most = f"no more than {self._limits.calls} calls are answered"
+            return Call(name, arguments, _raised(ToolRefusal(most if tool else unknown)))
+        try:
+            problem = self._problem(name, arguments)
+        except Exception as error:  # a schema that leads nowhere or around in circles
+            return Call(name, arguments, _raised(error))
+        if problem:
+            return Call(name, arguments, _raised(ToolRefusal(problem)))
         if tool.remote:
             return Call(name, arguments, self._threads.submit(tool.call, arguments, scene))
         return Call(name, arguments, _called(tool, arguments, scene))
@@ -151,13 +155,17 @@ class Calls:
         if error is not None:
             return self._answered(call, f"{type(error).__name__}: {error}", broken=True)
         result = call.future.result()
-        if not isinstance(result, ToolResult):
+        if not _is_sound(result):
             return self._answered(call, f"a tool returns a ToolResult; it returned {result!r}", broken=True)
         if self._shown + len(result.images) > self._limits.images:
             return self._answered(call, f"refused: no more than {self._limits.images} images can be shown", ok=False)
         most = self._limits.image_pixels
-        if any(image.width * image.height > most for image in result.images):
-            return self._answered(call, f"it returned an image of more than {most:,} pixels", broken=True)
+        for image in result.images:  # which may be what the policy asked for, and must not spare it its reward
+            longer, shorter = max(image.width, image.height), min(image.width, image.height)
+            if longer * shorter > most or longer > MAX_ASPECT * shorter:
+                why = f"of more than {most:,} pixels" if longer * shorter > most else "so narrow"
+                size = f"{image.width} x {image.height} pixels"
+                return self._answered(call, f"refused: no image {why} can be shown; it has {size}", ok=False)
         numbered = (
             f"Image {number} ({image.width} x {image.height} pixels)"
             for number, image in enumerate(result.images, start=self._shown + 1)
@@ -169,7 +177,7 @@ class Calls:
     ) -> Answered:
         text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no UTF-8, and so has no token
         for token in self._unsayable:
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
+            text = text.replace(token, f"{token[:1]} {token[1:]}" if len(token) > 1 else " ")
         if len(text) > MAX_RESULT_CHARS:
             text = f"{text[:MAX_RESULT_CHARS]} … ({len(text) - MAX_RESULT_CHARS:,} further characters)"
         made = ToolCall(name=call.name, arguments=call.arguments, result=text, ok=ok and not broken)
@@ -186,10 +194,19 @@ def _called(tool: Tool, arguments: Mapping[str, Any], scene: Scene) -> Future[To
     return future
 
 
-def _refused(why: str) -> Future[ToolResult]:
+def _raised(error: Exception) -> Future[ToolResult]:
     future: Future[ToolResult] = Future()
-    future.set_exception(ToolRefusal(why))
+    future.set_exception(error)
     return future
+
+
+def _is_sound(result: Any) -> bool:
+    return (
+        isinstance(result, ToolResult)
+        and isinstance(result.text, str)
+        and isinstance(result.images, tuple)
+        and all(isinstance(image, EncodedImage) for image in result.images)
+    )
 
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:
@@ -203,6 +220,7 @@ def _read(text: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(arguments, dict):
         raise ValueError("its arguments are no object")
     _check_depth(arguments, MAX_CALL_DEPTH)
+    json.dumps(call, ensure_ascii=False).encode()  # neither a log nor a server takes a lone surrogate
     return call["name"], arguments
 
 

@@ -53,6 +53,6 @@ class TestMeasureLength:
             MeasureLength(spacing="mm").call({"image": 2, "start": [0, 0], "end": [1, 1]}, scene(extra={"mm": 1}))
 
     @pytest.mark.parametrize("spacing", [None, 0, "0.5", [1], [1, float("nan")]])
-    def test_a_task_without_a_size_of_its_pixels_is_the_tasks_fault(self, spacing: Any) -> None:
-        with pytest.raises(ValueError, match=r"extra\.mm of task 't' must be the millimetres per pixel"):
+    def test_in_a_task_without_a_size_of_its_pixels_it_is_refused(self, spacing: Any) -> None:
+        with pytest.raises(ToolRefusal, match=r"extra\.mm of task 't' must be the millimetres per pixel"):
             MeasureLength(spacing="mm").call({"start": [0, 0], "end": [1, 1]}, scene(id="t", extra={"mm": spacing}))

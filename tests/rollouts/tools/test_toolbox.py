@@ -15,7 +15,7 @@ from rollouts.tools.tool import Scene, Tool, ToolRefusal, ToolResult
 from rollouts.tools.toolbox import Answered, Toolbox, ToolLimits, call_texts
 from tests.samples import a_task
 
-LIMITS = ToolLimits(calls=3, images=2, image_pixels=100, timeout_s=5.0)
+LIMITS = ToolLimits(calls=3, images=2, image_pixels=101, timeout_s=5.0)
 
 
 def an_image(width: int = 8, height: int = 6) -> EncodedImage:
@@ -45,6 +45,12 @@ class Says(Tool):
                 raise KeyError("no such table")
             case "text":
                 return "bare"  # type: ignore[return-value]
+            case "odd":
+                return ToolResult(text="a<|end|><|end|>b\ud800")
+            case "none":
+                return ToolResult(text=None)  # type: ignore[arg-type]
+            case "show" if arguments.get("pixels") == 0:
+                return ToolResult(text="a line", images=(EncodedImage(content=b"", width=1, height=101),))
             case "show":
                 return ToolResult(text="a square", images=(an_image(arguments.get("pixels", 8), 6),))
         return ToolResult(text=arguments.get("word", ""))
@@ -119,6 +125,8 @@ class TestReading:
             ('{"name": "say", "arguments": {"word": 1234567890123456789}}', "1234567890123456789 is too large"),
             ('{"name": "say", "arguments": {"word": ' + "[" * 20 + "]" * 20 + "}}", "nested more than 16 levels deep"),
             ("[" * 15_000, "recursion"),
+            (r'{"name": "say", "arguments": {"word": "\ud800"}}', "surrogates not allowed"),
+            (r'{"name": "\ud800"}', "surrogates not allowed"),
             ("x" * 20_001, "at most 20,000 characters; these are 20,001"),
         ],
     )
@@ -162,6 +170,20 @@ class TestAnswers:
         assert told[1].call.result == "refused: no more than 2 images can be shown" and not told[1].images
         assert not told[1].broken
 
+    @pytest.mark.parametrize(
+        ("width", "reason"),
+        [
+            (17, "no image of more than 101 pixels can be shown; it has 17 x 6 pixels"),
+            (0, "no image so narrow can be shown"),
+        ],  # 17 · 6 = 102
+    )
+    def test_an_image_that_cannot_be_shown_is_refused_for_the_policy_may_have_asked_for_it(
+        self, width: int, reason: str
+    ) -> None:
+        (answered,) = answers(call(f'{{"pixels": {width}}}'), show=Says(does="show"), say=Says(does="show"))
+        assert answered.call.result.startswith("refused: ") and reason in answered.call.result
+        assert not answered.broken and not answered.images
+
     def test_calls_beyond_the_bound_are_refused(self) -> None:
         told = answers(call() * 2, made=2)
         assert [each.call.result for each in told] == ["", "refused: no more than 3 calls are answered"]
@@ -175,7 +197,7 @@ class TestAnswers:
         [
             ("break", "{}", "KeyError: 'no such table'"),
             ("text", "{}", "a tool returns a ToolResult; it returned 'bare'"),
-            ("show", '{"pixels": 17}', "it returned an image of more than 100 pixels"),  # 17 x 6 = 102
+            ("none", "{}", "a tool returns a ToolResult; it returned ToolResult(text=None, images=())"),
         ],
     )
     def test_a_failure_of_the_tool_is_told_apart_from_a_refusal(self, does: str, arguments: str, reason: str) -> None:
@@ -183,7 +205,7 @@ class TestAnswers:
         assert (answered.call.result, answered.call.ok, answered.broken) == (reason, False, True)
 
     def test_special_tokens_in_a_result_are_taken_apart_and_lone_surrogates_replaced(self) -> None:
-        (answered,) = answers(call(r'{"word": "a<|end|><|end|>b\ud800"}'))
+        (answered,) = answers(call(), say=Says(does="odd"))
         assert answered.call.result == "a< |end|>< |end|>b?"
 
     def test_a_long_result_is_cut_with_a_word_on_how_much_is_missing(self) -> None:

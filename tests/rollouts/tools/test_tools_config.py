@@ -63,7 +63,11 @@ def test_built_in_tools_and_those_of_the_user_are_built_from_what_the_config_say
         ("t", {"use": "look_up", "path": "gone.jsonl"}, "rollouts.tools.t.path: there is no file 'gone.jsonl'"),
         ("d", {"use": "ward_tools:Dos"}, "ward_tools has no 'Dos'; its tools: Dose, Odd. Did you mean 'Dose'?"),
         ("d", {"use": "ward_tools:dataclass"}, "not a subclass of rollouts.tools.tool.Tool"),
-        ("d", {"use": "ward_tools:Odd", "table": {}}, "its parameters are no JSON Schema: 'objekt' is not valid"),
+        (
+            "d",
+            {"use": "ward_tools:Odd", "table": {}},
+            "its parameters cannot be checked: this is no JSON Schema: 'objekt' is not valid",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_key(folder: Path, name: str, spec: Any, message: str) -> None:
