@@ -260,7 +260,8 @@ class VllmEngine:
     def _go_on(self, key: str, dialogue: Dialogue, answers: Sequence[Answered] = ()) -> None:
         """Begin the next turn, or end the dialogue, and with its last one the request."""
         with self._refusals(key, dialogue.request.task):
-            if dialogue.goes_on(self._results(dialogue.request.task, answers) if answers else None):
+            told = bool(answers) and dialogue.finish_reason == "stop"
+            if dialogue.goes_on(self._results(dialogue.request.task, answers) if told else None):
                 self._begin_turn(key, dialogue)
             elif all(each.finished for each in self._in_progress[key]):
                 self.answers[key] = tuple(each.trajectory() for each in self._in_progress.pop(key))
@@ -296,13 +297,14 @@ class VllmEngine:
         return self._telling(text, Message(text="\n\n".join(each.text for each in results), images=images, role="tool"))
 
     def _telling(self, text: str, message: Message) -> Telling:
-        passage = self._passage(text, message.images)
+        # What tools answer is no fault of the task's: what there is no room for ends the dialogue, not the request.
+        passage = self._passage(text, message.images, of_any_length=message.role == "tool")
         first = passage.token_ids[0]
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         ends_turn = tokenizer.convert_ids_to_tokens(first) in special_tokens(tokenizer)
         return Telling(message, passage, end_of_turn=first if ends_turn else None)
 
-    def _passage(self, text: str, images: Sequence[EncodedImage]) -> Passage:
+    def _passage(self, text: str, images: Sequence[EncodedImage], *, of_any_length: bool = False) -> Passage:
         """Text and its images as the engine takes them. The template has written the tokens that begin a text."""
         prompt: dict[str, Any] = {"prompt": text}
         if images:
@@ -311,6 +313,8 @@ class VllmEngine:
         renderer = self.llm.llm_engine.renderer
         # The renderer's other cache hands out an image's features once and then its name alone.
         as_it_stands = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+        if of_any_length:
+            as_it_stands = replace(as_it_stands, max_total_tokens=None)
         (given,) = renderer.render_cmpl([prompt], as_it_stands, skip_mm_cache=True)
         if not images:
             return Passage(given["prompt_token_ids"])

@@ -221,3 +221,24 @@ def test_a_request_that_is_forgotten_is_not_gone_on_with_once_its_tools_answer(e
     engine.step()
     assert not engine.answers
     assert_nothing_is_left(engine, core)
+
+
+@pytest.mark.parametrize(("role", "fits"), [("user", False), ("tool", True)])
+def test_what_tools_answer_is_no_fault_of_the_task_however_long_it_is(
+    engine: VllmEngine, core: Core, monkeypatch: pytest.MonkeyPatch, role: Any, fits: bool
+) -> None:
+    from vllm.exceptions import VLLMClientError
+    from vllm.renderers.params import TokenizeParams
+
+    def render(prompts: Sequence[dict[str, str]], params: TokenizeParams, **_: Any) -> list[Any]:
+        return [params.apply_post_tokenization(None, {"prompt_token_ids": [7] * len(prompts[0]["prompt"])})]
+
+    renderer = SimpleNamespace(default_chat_tok_params=TokenizeParams(max_total_tokens=100), render_cmpl=render)
+    monkeypatch.setattr(core, "renderer", renderer, raising=False)
+    monkeypatch.delattr(engine, "_passage")
+    engine.processor = SimpleNamespace(convert_ids_to_tokens=str, all_special_tokens=[])
+    if fits:
+        assert len(engine._telling("x" * 101, Message(text="x" * 101, role=role)).passage.token_ids) == 101
+    else:
+        with pytest.raises(VLLMClientError, match="maximum context length is 100"):
+            engine._telling("x" * 101, Message(text="x" * 101, role=role))
