@@ -253,15 +253,15 @@ class VllmEngine:
         for key, dialogue, calls in answered:
             if key not in self._in_progress:
                 continue  # another dialogue of the request was refused meanwhile
-            answers = calls.answers()
-            dialogue.add_calls((each.call for each in answers), broken=any(each.broken for each in answers))
-            self._go_on(key, dialogue, answers)
+            with self._refusals(key, dialogue.request.task):
+                answers, results = self._told(dialogue.request.task, calls.answers())
+                dialogue.add_calls((each.call for each in answers), broken=results is None)
+                self._go_on(key, dialogue, results)
 
-    def _go_on(self, key: str, dialogue: Dialogue, answers: Sequence[Answered] = ()) -> None:
+    def _go_on(self, key: str, dialogue: Dialogue, results: Telling | None = None) -> None:
         """Begin the next turn, or end the dialogue, and with its last one the request."""
         with self._refusals(key, dialogue.request.task):
-            told = bool(answers) and dialogue.finish_reason == "stop"
-            if dialogue.goes_on(self._results(dialogue.request.task, answers) if told else None):
+            if dialogue.goes_on(results):
                 self._begin_turn(key, dialogue)
             elif all(each.finished for each in self._in_progress[key]):
                 self.answers[key] = tuple(each.trajectory() for each in self._in_progress.pop(key))
@@ -289,6 +289,20 @@ class VllmEngine:
     def _follow_up(self, task: Task, number: int) -> Telling:
         text = render_follow_up(task, number, self.processor, tools=self._tools.declarations)
         return self._telling(text, task.follow_ups[number])
+
+    def _told(self, task: Task, answers: list[Answered]) -> tuple[list[Answered], Telling | None]:
+        """The answers with what the policy is told of them: nothing where a tool failed, or has shown what the engine
+        cannot take, which costs this trajectory alone."""
+        from vllm.exceptions import VLLMClientError
+
+        if any(each.broken for each in answers):
+            return answers, None
+        try:
+            return answers, self._results(task, answers)
+        except (ValueError, VLLMClientError) as error:
+            *others, last = answers
+            call = replace(last.call, result=f"{last.call.result}: the engine cannot take it: {error}", ok=False)
+            return [*others, replace(last, call=call, broken=True)], None
 
     def _results(self, task: Task, answers: Sequence[Answered]) -> Telling:
         results = [Message(text=each.call.result, images=each.images, role="tool") for each in answers]

@@ -197,6 +197,22 @@ def test_a_tool_that_fails_ends_the_trajectory_as_aborted_and_not_as_what_the_po
     assert_nothing_is_left(engine, core)
 
 
+def test_an_image_that_the_engine_cannot_take_from_a_tool_costs_its_own_trajectory_alone(
+    engine: VllmEngine, core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(task: Any, answers: Any) -> Telling:
+        raise ValueError("absolute aspect ratio must be smaller than 200")
+
+    key = with_tool(engine, core, Says())
+    core.writes = lambda name: CALL if name == f"{key}/0/0" else "x"
+    monkeypatch.setattr(engine, "_results", refuse)
+    first, second = answer(engine, key, steps=2)
+    assert first.finish_reason == "abort" and second.turns == ("x", "x") and second.finish_reason == "stop"
+    said = "aha: the engine cannot take it: absolute aspect ratio must be smaller than 200"
+    assert [(call.ok, call.result) for call in first.tool_calls] == [(False, said)]
+    assert_nothing_is_left(engine, core)
+
+
 def test_others_are_written_while_a_remote_tool_is_waited_for(engine: VllmEngine, core: Core) -> None:
     Waits.let.clear()
     waiting = with_tool(engine, core, Waits())

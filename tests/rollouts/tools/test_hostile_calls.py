@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.errors import ConfigError
-from rl.types import Measurement
+from rl.types import EncodedImage, Measurement
 from rollouts.images import encode
 from rollouts.tools.config import build_tools
 from rollouts.tools.tool import Scene
@@ -119,7 +119,7 @@ def test_no_text_fails_the_reading_of_calls_and_what_is_read_can_be_logged(parts
 
 
 def test_turning_an_image_again_and_again_does_not_make_it_grow_without_bound(toolbox: Toolbox) -> None:
-    images = (encode(PIL.Image.new("RGB", (1000, 1000))),)
+    images: tuple[EncodedImage, ...] = (encode(PIL.Image.new("RGB", (1000, 1000))),)
     for _ in range(3):  # 1, 2, 4 and 8 million pixels
         (answered,) = answers(
             toolbox,
@@ -127,7 +127,7 @@ def test_turning_an_image_again_and_again_does_not_make_it_grow_without_bound(to
             scene=Scene(task=SCENE.task, images=images),
         )
         assert not answered.broken
-        images += answered.images
+        images = (*images, *answered.images)
     assert answered.call.result.startswith("refused: ")
 
 
