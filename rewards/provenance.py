@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.scorer import Scorer, Trajectory, Turns
-from rl.types import Message
+from rl.types import Message, ToolCall
 
 _CODE = (".py", ".yaml", ".schema.json")
 
@@ -79,7 +79,7 @@ def inputs_of(trajectory: Trajectory) -> str:
         "record": {name: dataclasses.astuple(measurement) for name, measurement in task.record.items()},
         "images": [image.sha256 for image in task.images],
         "text": [trajectory.text, trajectory.finish_reason, trajectory.sampling.max_tokens],
-        "tool_calls": [[call.name, call.arguments, call.result, call.ok] for call in trajectory.tool_calls],
+        "tool_calls": [_called(call) for call in trajectory.tool_calls],
     }
     if task.follow_ups:
         content["follow_ups"] = [_told(message) for message in task.follow_ups]
@@ -91,4 +91,11 @@ def inputs_of(trajectory: Trajectory) -> str:
 
 
 def _told(message: Message) -> list[Any]:
-    return [message.text, [image.sha256 for image in message.images]]
+    """What tools said is marked as theirs; the user's words stand alone, as where there are no tools."""
+    by_tool = [message.role] if message.role == "tool" else []
+    return [message.text, [image.sha256 for image in message.images], *by_tool]
+
+
+def _called(call: ToolCall) -> list[Any]:
+    turn = [call.turn] if call.turn >= 0 else []
+    return [call.name, call.arguments, call.result, call.ok, *turn]

@@ -1,7 +1,11 @@
 """Several turns before scorers that know of one: what of a conversation a scorer reads, and one score out of several.
 
-A turn that is read by itself is a trajectory of one turn, whose task asks and shows all that the user had said and
-shown until then. What the policy wrote in other turns is not in it: its own words are no evidence.
+A turn ends here where the user speaks. What tools answered lies within it, so that `Trajectory.turns` may have it in
+several pieces.
+
+A turn that is read by itself is a trajectory of one turn, whose task asks and shows all that had been said and shown
+until then. What the policy wrote in other turns is not in it, since its own words are no evidence; what tools told it
+then is, and has the same number.
 """
 
 from __future__ import annotations
@@ -30,15 +34,16 @@ class Part:
 
 def parts_of(trajectory: Trajectory, turns: Turns) -> tuple[Part, ...]:
     """The parts that a scorer of ``turns`` reads, in order; a trajectory of one turn is read as it is."""
-    if turns == "all" or not trajectory.observations:
+    spoken = [number for number, told in enumerate(trajectory.observations) if told.message.role == "user"]
+    if turns == "all" or not spoken:
         return (Part(trajectory),)
-    last = len(trajectory.observations)
-    return tuple(_turn(trajectory, number) for number in range(last if turns == "last" else 0, last + 1))
+    spans = list(zip([0, *(number + 1 for number in spoken)], [*spoken, len(trajectory.observations)], strict=True))
+    return tuple(_turn(trajectory, first, last) for first, last in (spans[-1:] if turns == "last" else spans))
 
 
 def asked(trajectory: Trajectory) -> str:
-    """All that the user has said: the question, and what the policy was told between its turns."""
-    told = (observation.message.text for observation in trajectory.observations)
+    """All that the user has said: the question, and what the policy was told between its turns, but by no tool."""
+    told = (each.message.text for each in trajectory.observations if each.message.role == "user")
     return TURN_BREAK.join(filter(None, (trajectory.task.question, *told)))
 
 
@@ -74,35 +79,38 @@ def joined(parts: Sequence[Part], attempts: Sequence[Attempt], *, counted_metric
     return Attempt(outcome="scored", score=score)
 
 
-def _turn(trajectory: Trajectory, number: int) -> Part:
-    told = trajectory.observations[:number]
-    until = replace(trajectory, observations=told)
-    start, end = trajectory.turn_spans[number]
-    first, behind = _token_spans(trajectory)[number]
-    written = slice(first, behind)
-    is_last = number == len(trajectory.observations)
+def _turn(trajectory: Trajectory, first: int, last: int) -> Part:
+    """The pieces from ``first`` to ``last`` of what the policy wrote, with what it was told between them."""
+    before = replace(trajectory, observations=trajectory.observations[:first])
+    within = trajectory.observations[first:last]
+    pieces, tokens = trajectory.turn_spans[first : last + 1], _token_spans(trajectory)[first : last + 1]
+    (start, _), (_, end) = pieces[0], pieces[-1]
+    written = slice(tokens[0][0], tokens[-1][1])
     turn = replace(
         trajectory,
-        task=replace(trajectory.task, question=asked(until), images=until.images, follow_ups=()),
-        prompt_token_ids=np.concatenate([trajectory.prompt_token_ids, trajectory.completion_token_ids[:first]]),
+        task=replace(trajectory.task, question=asked(before), images=before.images, follow_ups=()),
+        prompt_token_ids=np.concatenate(
+            [trajectory.prompt_token_ids, trajectory.completion_token_ids[: written.start]]
+        ),
         completion_token_ids=trajectory.completion_token_ids[written],
         completion_mask=trajectory.completion_mask[written],
         rollout_logprobs=trajectory.rollout_logprobs[written],
         text=trajectory.text[start:end],
-        finish_reason=trajectory.finish_reason if is_last else "stop",
+        finish_reason=trajectory.finish_reason if last == len(trajectory.observations) else "stop",
         later_versions=(),
-        observations=(),
+        tool_calls=tuple(replace(c, turn=max(c.turn - first, -1)) for c in trajectory.tool_calls if c.turn <= last),
+        observations=tuple(replace(each, place=each.place - start) for each in within),
     )
     return Part(turn, start)
 
 
 def _token_spans(trajectory: Trajectory) -> list[tuple[int, int]]:
-    """Where each turn's tokens begin and end: the runs of the mask. Where they are not one for a turn (a log without
-    tokens, a tool within a turn) nobody can tell, and no turn has any."""
+    """Where the tokens of each piece begin and end: the runs of the mask. Where they are not one for a piece (a log
+    without tokens, a tool within a piece) nobody can tell, and no piece has any."""
     edges = np.flatnonzero(np.diff(trajectory.completion_mask.astype(np.int8), prepend=0, append=0)).tolist()
     runs = list(zip(edges[::2], edges[1::2], strict=True))
-    turns = len(trajectory.observations) + 1
-    return runs if len(runs) == turns else [(0, 0)] * turns
+    pieces = len(trajectory.observations) + 1
+    return runs if len(runs) == pieces else [(0, 0)] * pieces
 
 
 def _placed(attempt: Attempt, start: int) -> Attempt:

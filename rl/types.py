@@ -137,12 +137,14 @@ class ToolCall:
     """One tool call inside a trajectory and what the tool returned.
 
     It is not ``ok`` where the tool refused or failed, and where what the policy wrote was no call, which has no name.
+    ``turn`` counts from 0 which of `Trajectory.turns` made it; -1 where none of them did, or nobody can tell.
     """
 
     name: str
     arguments: Mapping[str, Any]
     result: str
     ok: bool = True
+    turn: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

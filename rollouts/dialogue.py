@@ -139,7 +139,7 @@ class Dialogue:
 
     def add_calls(self, calls: Iterable[ToolCall], *, broken: bool) -> None:
         """Take the calls of the last turn with their results; a ``broken`` tool ends the dialogue in ``abort``."""
-        self._tool_calls += calls
+        self._tool_calls += (replace(call, turn=self.turn) for call in calls)
         if broken:
             self.finish_reason = "abort"
 

@@ -281,7 +281,7 @@ def _trajectory(row: Mapping[str, Any], *, task: Task, load_image: LoadImage) ->
     return Trajectory(
         id=row["trajectory_id"],
         task=task,
-        tool_calls=tuple(ToolCall(**call | {"arguments": json.loads(call["arguments"])}) for call in row["tool_calls"]),
+        tool_calls=tuple(map(_tool_call, row["tool_calls"])),
         source=source,
         duration_s=row["duration_s"] or 0.0,
         observations=tuple(
@@ -291,6 +291,11 @@ def _trajectory(row: Mapping[str, Any], *, task: Task, load_image: LoadImage) ->
         **{name: row[name] for name in ("sample_index", "text", "finish_reason")},
         **(_NOT_KNOWN if source else _sampled(row)),
     )
+
+
+def _tool_call(entry: Mapping[str, Any]) -> ToolCall:
+    known = {name: each for name, each in entry.items() if each is not None}  # older logs do not say the turn
+    return ToolCall(**known | {"arguments": json.loads(entry["arguments"])})
 
 
 def _sampled(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def schema() -> pa.Schema:
         ("finish_reason", text, "'stop', 'length', 'abort' or, if imported, 'unknown'"),
         ("seed", whole, "seed of the sampler; null if imported"),
         ("sampling", nested["sampling"], "how the completion was drawn; null if imported"),
-        ("tool_calls", pa.list_(nested["tool_call"]), "tool calls in order, with their results"),
+        ("tool_calls", pa.list_(nested["tool_call"]), "tool calls in order, with results; turn null in older logs"),
         ("duration_s", real, "time of the rollout; null where an imported log does not say"),
         ("outcome", text, "'scored' or 'unscored': a broken scorer is never a zero"),
         ("unscored_reason", text, "why there is no reward; null where there is one"),
@@ -112,7 +112,7 @@ def _nested_types() -> dict[str, pa.DataType]:
         "message": message,
         "observation": message | {"place": whole, "role": text},
         "sampling": {"temperature": real, "top_p": real, "top_k": whole, "max_tokens": whole, "stop": pa.list_(text)},
-        "tool_call": {"name": text, "arguments": text, "result": text, "ok": flag},
+        "tool_call": {"name": text, "arguments": text, "result": text, "ok": flag, "turn": whole},
         "score": score,
     }
     return {name: _struct(fields) for name, fields in types.items()}

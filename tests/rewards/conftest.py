@@ -48,8 +48,8 @@ def trajectory() -> MakeTrajectory:
 
 
 def a_conversation(first: Trajectory, *exchanges: tuple[str | Message, str]) -> Trajectory:
-    """A trajectory of one turn and what came after it: what the user said, three tokens, and what the policy wrote in
-    reply, two. Tokens count on from the first turn's, and the logprob of each is its number."""
+    """A trajectory of one turn and what came after it: what the user said, or a tool, three tokens, and what the policy
+    wrote in reply, two. Tokens count on from the first turn's, and the logprob of each is its number."""
     text, observations, mask = first.text, [], [True] * first.length_tokens
     for said, written in exchanges:
         message = said if isinstance(said, Message) else Message(text=said)
@@ -58,7 +58,9 @@ def a_conversation(first: Trajectory, *exchanges: tuple[str | Message, str]) -> 
         mask += [False] * 3 + [True] * 2
     return replace(
         first,
-        task=replace(first.task, follow_ups=tuple(each.message for each in observations)),
+        task=replace(
+            first.task, follow_ups=tuple(each.message for each in observations if each.message.role == "user")
+        ),
         text=text,
         observations=tuple(observations),
         completion_token_ids=np.arange(len(mask), dtype=np.int32),

@@ -72,6 +72,25 @@ class TestInputs:
     def test_those_of_one_turn_are_what_they_were_before_there_were_several(self) -> None:
         assert inputs_of(a_trajectory("text")) == "a4e6934335e563ea839fcf84eed1a6dc"
 
+    def test_they_change_with_who_told_it_and_with_the_turn_that_called(self) -> None:
+        called = ToolCall(name="zoom", arguments={}, result="closer")
+        made = [
+            a_trajectory(
+                "one\n\ntwo",
+                observations=(Observation(message=Message(text="closer", role=role), place=3),),
+                tool_calls=(dataclasses.replace(called, turn=turn),),
+            )
+            for role in ("user", "tool")
+            for turn in (-1, 0, 1)
+        ]
+        assert len({inputs_of(each) for each in made}) == 6
+
+    def test_those_of_a_conversation_are_what_they_were_before_tools_told_anything(self) -> None:
+        said = Observation(message=Message(text="Sure?"), place=3)
+        call = ToolCall(name="zoom", arguments={"x": 1}, result="closer")
+        made = a_trajectory("one\n\ntwo", observations=(said,), tool_calls=(call,))
+        assert inputs_of(made) == "2c16b18038a629b00f9f6774a4873e5a"
+
     def test_no_field_of_a_task_was_forgotten(self, trajectory: Any) -> None:
         assert {field.name for field in dataclasses.fields(trajectory("x").task)} == set(self.TASK_CHANGES)
 

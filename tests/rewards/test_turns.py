@@ -15,7 +15,7 @@ from rewards.scorer import Abstain, InvalidInput, Score, Scorer, Turns
 from rewards.service import RewardService
 from rewards.turns import parts_of, transcript
 from rl.errors import ConfigError
-from rl.types import EncodedImage, Evidence, Message, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
+from rl.types import EncodedImage, Evidence, Message, ScoredTrajectory, ScoreRecord, ToolCall, Trajectory, Unscored
 from tests.rewards.conftest import MakeTrajectory, a_conversation
 
 
@@ -157,6 +157,54 @@ def test_a_turn_is_a_trajectory_of_its_own_asked_what_was_said_until_then(trajec
     assert [len(each.prompt_token_ids) for each in turns] == [3, 8, 13]
     (last,) = parts_of(made, "last")
     assert (last.start, last.trajectory.text) == (15, "third")
+
+
+def told_by_tool(text: str, *images: EncodedImage) -> Message:
+    return Message(text=text, images=images, role="tool")
+
+
+def test_what_tools_told_lies_within_the_turn_and_ends_none(trajectory: MakeTrajectory) -> None:
+    first, zoomed, second = (EncodedImage(content=name, width=1, height=1) for name in (b"1", b"2", b"3"))
+    calls = [
+        ToolCall(name="zoom", arguments={}, result="closer", turn=0),
+        ToolCall(name="dose", arguments={}, result="9 mg", turn=2),
+    ]
+    made = a_conversation(
+        trajectory("look", question="Q?", images=(first,), length_tokens=2, tool_calls=tuple(calls)),
+        (told_by_tool("closer", zoomed), "seen"),
+        (Message(text="Sure?", images=(second,)), "check"),
+        (told_by_tool("9 mg"), "yes"),
+    )
+    assert made.turns == ("look", "seen", "check", "yes")
+    one, two = parts_of(made, "each")
+    assert (one.start, one.trajectory.text, one.trajectory.turns) == (0, "look\n\nseen", ("look", "seen"))
+    assert (two.start, two.trajectory.text, two.trajectory.turns) == (12, "check\n\nyes", ("check", "yes"))
+    assert [each.trajectory.task.question for each in (one, two)] == ["Q?", "Q?\n\nSure?"]
+    # What the second turn shows was there before it; what the first was shown within it keeps its place there.
+    assert [each.trajectory.task.images for each in (one, two)] == [(first,), (first, zoomed, second)]
+    assert [each.trajectory.images for each in (one, two)] == [(first, zoomed), (first, zoomed, second)]
+    assert [each.trajectory.observations[0].place for each in (one, two)] == [4, 5]
+    # A call keeps its number; what was called before a turn is known in it, what was called after it is not.
+    assert one.trajectory.tool_calls == (calls[0],)
+    assert two.trajectory.tool_calls == (replace(calls[0], turn=-1), replace(calls[1], turn=0))
+    # 0 1 | 2 3 4 | 5 6 | 7 8 9 | 10 11 | 12 13 14 | 15 16
+    assert one.trajectory.completion_token_ids.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert two.trajectory.completion_token_ids.tolist() == [10, 11, 12, 13, 14, 15, 16]
+    assert [each.trajectory.length_tokens for each in (one, two)] == [4, 4]
+    assert len(two.trajectory.prompt_token_ids) == 3 + 10
+    assert parts_of(made, "last")[0].start == 12
+
+
+def test_a_call_of_a_log_that_does_not_say_which_turn_made_it_is_known_in_all(trajectory: MakeTrajectory) -> None:
+    call = ToolCall(name="zoom", arguments={}, result="closer")
+    made = a_conversation(trajectory("look", tool_calls=(call,)), ("Sure?", "yes"))
+    assert [part.trajectory.tool_calls for part in parts_of(made, "each")] == [(call,), (call,)]
+
+
+@pytest.mark.parametrize("turns", ["last", "each", "all"])
+def test_a_turn_in_which_tools_were_called_is_read_as_it_is(trajectory: MakeTrajectory, turns: Turns) -> None:
+    made = a_conversation(trajectory("look"), (told_by_tool("closer"), "yes"))
+    assert [part.trajectory for part in parts_of(made, turns)] == [made]
 
 
 def test_a_turn_has_no_tokens_where_nobody_can_tell_which_are_its_own(trajectory: MakeTrajectory) -> None:

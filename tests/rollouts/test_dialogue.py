@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.types import Message, Observation, SamplingParams
+from rl.types import Message, Observation, SamplingParams, ToolCall
 from rollouts.dialogue import Dialogue, Passage, PlacedImage, Telling
 from rollouts.engine import GenerationRequest
 from tests.samples import a_task
@@ -96,6 +96,23 @@ def test_a_turn_that_the_policy_ended_itself_is_not_ended_again() -> None:
     dialogue.add_turn(wrote([1], "no"), version=4)
     dialogue.goes_on()
     assert dialogue.trajectory().completion_mask.tolist() == [True, True, False, False, True, *[False] * 3, True]
+
+
+def test_a_call_is_kept_with_the_turn_that_made_it() -> None:
+    dialogue = a_dialogue()
+    call = ToolCall(name="zoom", arguments={}, result="closer")
+    results = Telling(Message(text="closer", role="tool"), Passage([END, 57]), END)
+    for text in ("look", "closer still"):
+        dialogue.add_turn(wrote([1], text), version=4)
+        dialogue.add_calls([call], broken=False)
+        assert dialogue.goes_on(results)
+    dialogue.add_turn(wrote([2], "yes"), version=4)
+    dialogue.add_calls([call], broken=True)
+    assert not dialogue.goes_on(results)
+    trajectory = dialogue.trajectory()
+    assert [each.turn for each in trajectory.tool_calls] == [0, 1, 2]
+    assert [each.message.role for each in trajectory.observations] == ["tool", "tool"]
+    assert (trajectory.finish_reason, trajectory.turns) == ("abort", ("look", "closer still", "yes"))
 
 
 def test_each_turn_may_write_what_those_before_it_left_and_draws_with_a_seed_of_its_own() -> None:

@@ -87,6 +87,7 @@ images = st.builds(
     source=texts,
 )
 messages = st.builds(Message, text=texts, images=st.lists(images, max_size=2).map(tuple))
+told = st.builds(replace, messages, role=st.sampled_from(["user", "tool"]))
 tasks = st.builds(
     Task,
     id=texts,
@@ -168,12 +169,20 @@ def trajectories(draw: st.DrawFn, task: Task, name: str) -> Trajectory:
         ),
         tool_calls=draw(
             st.lists(
-                st.builds(ToolCall, name=texts, arguments=json_objects, result=texts, ok=st.booleans()), max_size=2
+                st.builds(
+                    ToolCall,
+                    name=texts,
+                    arguments=json_objects,
+                    result=texts,
+                    ok=st.booleans(),
+                    turn=st.integers(-1, 9),
+                ),
+                max_size=2,
             ).map(tuple)
         ),
         duration_s=draw(st.floats(0, 1e6)),
         observations=draw(
-            st.lists(st.builds(Observation, message=messages, place=st.integers(0, 500)), max_size=2).map(tuple)
+            st.lists(st.builds(Observation, message=told, place=st.integers(0, 500)), max_size=2).map(tuple)
         ),
     )
 
@@ -310,17 +319,54 @@ def test_a_log_from_before_trajectories_had_several_turns_reads_as_of_one(tmp_pa
     assert same(read_step(tmp_path, 0), step)
 
 
+def without_fields(table: pa.Table, column: str, *names: str) -> pa.Table:
+    """As a release wrote it that did not know these fields of the column's entries."""
+    kept = [field for field in table.schema.field(column).type.value_type if field.name not in names]
+    entries = [
+        row and [{field.name: entry[field.name] for field in kept} for entry in row]
+        for row in table[column].to_pylist()
+    ]
+    position = table.schema.get_field_index(column)
+    return table.set_column(position, column, pa.array(entries, pa.list_(pa.struct(kept))))
+
+
+def a_call_and_a_doubt() -> ScoredTrajectory:
+    """A tool is called and answers with an image, then the user speaks."""
+    zoomed = Message(text="closer", images=(EncodedImage(content=JPEG, width=4, height=4),), role="tool")
+    item = a_scored(a_group().task, 0)
+    spoken = replace(
+        item.trajectory,
+        text="look\n\nyes\n\nno",
+        observations=(Observation(message=zoomed, place=4), Observation(message=Message(text="Sure?"), place=9)),
+        tool_calls=(ToolCall(name="zoom", arguments={"by": 2}, result="closer", turn=0),),
+    )
+    return replace(item, trajectory=spoken)
+
+
+def test_what_tools_told_reads_back_as_theirs_with_the_calls_that_asked_for_it(tmp_path: Path) -> None:
+    item = a_call_and_a_doubt()
+    step = LoggedStep(step=0, groups=[Group(task=item.trajectory.task, scored=(item,))])
+    write_step(tmp_path, step)
+    assert same(read_step(tmp_path, 0), step)
+
+
+def test_a_log_from_before_tools_were_called_reads_as_told_by_the_user(tmp_path: Path) -> None:
+    item = a_call_and_a_doubt()
+    path = write_step(tmp_path, LoggedStep(step=0, groups=[Group(task=item.trajectory.task, scored=(item,))]))
+    table = without_fields(pq.read_table(path), "observations", "role")
+    pq.write_table(without_fields(table, "tool_calls", "turn"), path)
+    trajectory = read_step(tmp_path, 0).groups[0].scored[0].trajectory
+    assert [each.message.role for each in trajectory.observations] == ["user", "user"]
+    assert [each.message.text for each in trajectory.observations] == ["closer", "Sure?"]
+    assert trajectory.tool_calls == (replace(item.trajectory.tool_calls[0], turn=-1),)
+
+
 def test_a_log_from_before_inputs_were_kept_still_reads(tmp_path: Path) -> None:
     record = ScoreRecord(scorer="s", version="v1", outcome="scored", score=Score(1.0), inputs="abc")
     trajectory = a_trajectory()
     scored = ScoredTrajectory(trajectory=trajectory, reward=1.0, scores={"s": record})
     path = write_step(tmp_path, LoggedStep(step=1, groups=[Group(task=trajectory.task, scored=(scored,))]))
-    table = pq.read_table(path)
-    entries = table["scores"].to_pylist()
-    del entries[0][0]["inputs"]
-    kept = [field for field in table.schema.field("scores").type.value_type if field.name != "inputs"]
-    before = pa.array(entries, pa.list_(pa.struct(kept)))
-    pq.write_table(table.set_column(table.schema.get_field_index("scores"), "scores", before), path)
+    pq.write_table(without_fields(pq.read_table(path), "scores", "inputs"), path)
     read = read_step(tmp_path, 1).groups[0].scored[0]
     assert read.scores["s"] == replace(record, inputs="")
 

@@ -146,6 +146,8 @@ def test_what_an_environment_says_between_turns_is_told_apart_from_what_the_poli
     (told,) = trajectory.observations
     assert (told.message.text, told.place) == ("Sure?\n\nSee.", 5)
     assert [(image.width, image.height) for image in trajectory.images] == [(4, 3)]
+    (call,) = trajectory.tool_calls  # such a log does not say what of the text came before a call
+    assert (call.name, call.result, call.turn, told.message.role) == ("zoom", "closer", -1, "user")
 
 
 def test_a_chat_without_a_reward_is_unscored_and_all_choices_of_one_prompt_are_a_group(tmp_path: Path) -> None:
