@@ -247,7 +247,8 @@ def _messages(trajectory: Trajectory) -> list[dict[str, str]]:
     first, *others = trajectory.turns
     messages = [{"role": "assistant", "content": first}]
     for told, turn in zip(trajectory.observations, others, strict=True):
-        messages += [{"role": "user", "content": told.message.text}, {"role": "assistant", "content": turn}]
+        messages.append({"role": told.message.role, "content": told.message.text})
+        messages.append({"role": "assistant", "content": turn})
     return messages
 
 

@@ -88,9 +88,9 @@ class DecisionTrace:
         return {"steps": steps, "conclusion": self.conclusion}
 
 
-def parse_decision_trace(text: str) -> DecisionTrace:
-    """The decision trace in a completion's reasoning, in whichever form it is written."""
-    reasoning = parse_trace(text).reasoning
+def parse_decision_trace(text: str, start: int = 0) -> DecisionTrace:
+    """The decision trace in the reasoning of a completion, from ``start`` on, in whichever form it is written."""
+    reasoning = parse_trace(text, start).reasoning
     fence = _FENCE.search(reasoning.text)
     if not fence and not reasoning.text.startswith("{"):
         return _from_lines(reasoning)

@@ -195,7 +195,7 @@ class HallucinationScorer(Scorer):
 
 def _answer_sentences(trajectory: Trajectory) -> list[str]:
     """What follows the reasoning: the answer, and whatever is written around it."""
-    outside = claim_text(trajectory.text).outside
+    outside = claim_text(trajectory).outside
     return [_TAG.sub(" ", sentence.text) for sentence in sentences(outside)[:MAX_ANSWER_SENTENCES]]
 
 

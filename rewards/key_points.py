@@ -13,7 +13,7 @@ from rewards.claims.claim import Claim, TooManyClaims, one_per_subject
 from rewards.claims.findings import FindingClaims
 from rewards.claims.forms import count_claims
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
-from rewards.trace import MAX_TEXT_CHARS, Span, parse_trace
+from rewards.trace import MAX_TEXT_CHARS, Span, last_word, parse_trace
 from rl.errors import ConfigError
 
 MAX_EVIDENCE = 200
@@ -70,9 +70,10 @@ class KeyPointScorer(Scorer):
             raise Abstain("the reference has no key point")
         if len(trajectory.text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(trajectory.text)} characters is not read")
-        report = _report(trajectory.text)
+        report = _report(trajectory)
         kind = FindingClaims(entities=self.entities, closed_world=True)
-        read = replace(trajectory, text=report.text, task=replace(trajectory.task, reference={"findings": findings}))
+        task = replace(trajectory.task, reference={"findings": findings})
+        read = replace(trajectory, text=report.text, observations=(), task=task)
         try:
             claims = kind.find(read)
         except TooManyClaims as error:
@@ -121,8 +122,8 @@ def _findings_of(text: str, tree: EntityTree) -> list[dict[str, str]]:
     ]
 
 
-def _report(text: str) -> Span:
-    trace = parse_trace(text)
+def _report(trajectory: Trajectory) -> Span:
+    trace = parse_trace(trajectory.text, last_word(trajectory))
     return trace.answers[-1] if trace.answers else trace.open_answer or trace.outside
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -127,11 +127,13 @@ def row_trajectory(row: Mapping[str, Any], *, image_folder: Path | None = None) 
 
     Without ``length_tokens`` it has no tokens (`Trajectory.length_tokens` is 0). A lone surrogate, which UTF-8 cannot
     hold, becomes U+FFFD in the completion, as it does in the trajectory store. Raises ValueError for an image that is
-    missing, damaged, too large, or named by path where there is no ``image_folder``.
+    missing, damaged, too large, or named by path where there is no ``image_folder``, and for a call by a turn that
+    there is not.
     """
     length = row.get("length_tokens", 0)
     observations = _observations(row, image_folder)
-    task = replace(_task(row, image_folder=image_folder), follow_ups=tuple(each.message for each in observations))
+    said = tuple(each.message for each in observations if each.message.role == "user")
+    task = replace(_task(row, image_folder=image_folder), follow_ups=said)
     return Trajectory(
         id=row["id"],
         task=task,
@@ -145,7 +147,7 @@ def row_trajectory(row: Mapping[str, Any], *, image_folder: Path | None = None) 
         policy_version=0,
         seed=0,
         sampling=SamplingParams(max_tokens=row["max_tokens"]) if "max_tokens" in row else SamplingParams(),
-        tool_calls=tuple(ToolCall(**{"arguments": {}} | call) for call in row.get("tool_calls", ())),
+        tool_calls=_tool_calls(row),
         observations=observations,
     )
 
@@ -156,15 +158,26 @@ def _turns(row: Mapping[str, Any]) -> list[str]:
 
 
 def _observations(row: Mapping[str, Any], folder: Path | None) -> tuple[Observation, ...]:
-    """What the user said before each of the further ``turns``, where the turns before it end in the text."""
+    """What was said before each of the further ``turns``, where the turns before it end in the text."""
     ends = itertools.accumulate(len(turn) + len(TURN_BREAK) for turn in _turns(row))
     return tuple(
-        Observation(
-            message=Message(text=each["user"], images=tuple(_image(entry, folder) for entry in each.get("images", ()))),
-            place=end - len(TURN_BREAK),
-        )
+        Observation(message=_message(each, folder), place=end - len(TURN_BREAK))
         for each, end in zip(row.get("turns", ()), ends, strict=False)
     )
+
+
+def _message(turn: Mapping[str, Any], folder: Path | None) -> Message:
+    role: Literal["user", "tool"] = "user" if "user" in turn else "tool"
+    return Message(text=turn[role], images=tuple(_image(entry, folder) for entry in turn.get("images", ())), role=role)
+
+
+def _tool_calls(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+    calls = tuple(ToolCall(**{"arguments": {}} | call) for call in row.get("tool_calls", ()))
+    turns = len(_turns(row))
+    for index, call in enumerate(calls):
+        if call.turn >= turns:
+            raise ValueError(f"tool_calls[{index}].turn must be < {turns}, the number of turns; got {call.turn}")
+    return calls
 
 
 def score_row(scored: ScoredTrajectory | Unscored) -> dict[str, Any]:
@@ -274,6 +287,8 @@ def _described(error: ValidationError) -> str:
         unknown = next(str(key) for key in error.instance if key not in allowed)
         said = f"unknown key {unknown!r}; allowed: {', '.join(allowed)}" + suggestion(unknown, allowed)
         return f"{place}: {said}" if place else f"{said} (further columns go under `extra`)"
+    if error.validator == "oneOf":
+        return f"{place}: takes what was said before it under one of the keys `user` and `tool`"
     said = error.message if len(error.message) <= 200 else f"{error.message[:200]} …"
     return f"{place}: {said}" if place else said
 

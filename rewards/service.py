@@ -27,6 +27,7 @@ from rewards.turns import joined, parts_of
 from rl.types import Outcome, ScoredTrajectory, ScoreRecord, Unscored
 
 ABORTED = "the completion was aborted: there is no answer to score"
+MAX_RESULT_CHARS = 200
 MIN_WAIT_S = 0.05  # between two looks at a clock that stands still
 
 
@@ -71,7 +72,7 @@ class RewardService:
         ``known`` are scores of this trajectory by name: those of the same version of a scorer are not asked for again.
         """
         if trajectory.finish_reason == "abort":
-            return Unscored(trajectory=trajectory, scores={}, reason=ABORTED)
+            return Unscored(trajectory=trajectory, scores={}, reason=_aborted(trajectory))
         inputs = inputs_of(trajectory)
         made = await asyncio.gather(*(self._known_or_new(each, trajectory, inputs, known) for each in self._scorers))
         records = {record.scorer: record for record in made}
@@ -211,6 +212,14 @@ class RewardService:
     def _correct(self, records: Mapping[str, ScoreRecord]) -> bool | None:
         said = (records[name].score for name in self._correctness)
         return next((score.value == 1.0 for score in said if score is not None), None)
+
+
+def _aborted(trajectory: Trajectory) -> str:
+    """Why, where a tool broke it off: the calls of its last turn that were not answered."""
+    last = len(trajectory.turns) - 1
+    broken = [call for call in trajectory.tool_calls if call.turn == last and not call.ok]
+    said = "; ".join(f"the tool {call.name!r} said: {call.result[:MAX_RESULT_CHARS]}" for call in broken)
+    return f"{ABORTED} ({said})" if said else ABORTED
 
 
 async def attempt(scorer: Scorer, trajectory: Trajectory) -> Attempt:

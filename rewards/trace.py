@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rl.types import Trajectory
+
 MAX_TEXT_CHARS = 250_000
 """Longer completions are refused by the scorers that read them, with this bound as the reason."""
 
+_CALL, _END_OF_CALL = "<tool_call>", "</tool_call>"
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
 _HEADING = re.compile(
     r"^(?:<think>)?[ \t]{0,8}(?:#{1,6}[ \t]{0,8})?"
@@ -59,35 +62,54 @@ class Trace:
     outside: Span
     """What stands after the reasoning."""
     before_answer: Span
-    """Everything up to the first answer block: where claims are made."""
+    """Everything up to the first answer block: where claims are made. Calls of tools are blanked in it."""
 
 
-def parse_trace(text: str) -> Trace:
-    """Take a completion apart by its tags.
+def last_word(trajectory: Trajectory) -> int:
+    """Where in a turn the policy begins to write what the user is left with: after the last that a tool told it. 0 in a
+    text of several turns, which is read at once."""
+    if any(told.message.role == "user" for told in trajectory.observations):
+        return 0
+    return trajectory.turn_spans[-1][0]
+
+
+def without_calls(text: str) -> str:
+    """The text with spaces in place of its tool calls, so that places stay: what is asked of a tool is no claim."""
+    pieces, at = [], 0
+    while (start := text.find(_CALL, at)) >= 0 and (end := text.find(_END_OF_CALL, start)) >= 0:
+        end += len(_END_OF_CALL)
+        pieces += [text[at:start], " " * (end - start)]
+        at = end
+    return "".join([*pieces, text[at:]])
+
+
+def parse_trace(text: str, start: int = 0) -> Trace:
+    """Take a completion apart by its tags, from ``start`` on (see `last_word`).
 
     The reasoning is the first ``<think>`` block; an unclosed one ends at the first answer block or at the end of the
     text, and a closing tag alone (the prompt had opened it) ends what began with the text. Answer blocks inside a
     closed reasoning are drafts, not answers.
     """
-    tags = [(match[2].lower(), bool(match[1]), match.start(), match.end()) for match in _TAG.finditer(text)]
+    tags = [(match[2].lower(), bool(match[1]), match.start(), match.end()) for match in _TAG.finditer(text, start)]
     opened = next((end for name, closing, _, end in tags if name == "think" and not closing), None)
-    closed = next(((start, end) for name, closing, start, end in tags if name == "think" and closing), None)
-    first_answer = next((start for name, closing, start, _ in tags if name == "answer" and not closing), len(text))
+    closed = next(((place, end) for name, closing, place, end in tags if name == "think" and closing), None)
+    first_answer = next((place for name, closing, place, _ in tags if name == "answer" and not closing), len(text))
     if closed is not None and (opened is None or opened <= closed[0]):
-        reasoning, outside = cut(text, opened or 0, closed[0]), cut(text, closed[1], len(text))
+        reasoning = cut(text, start if opened is None else opened, closed[0])
+        outside = cut(text, closed[1], len(text))
     else:
-        reasoning = cut(text, min(opened or 0, first_answer), first_answer)
-        outside = cut(text, 0 if opened is None else first_answer, len(text))
+        reasoning = cut(text, min(start if opened is None else opened, first_answer), first_answer)
+        outside = cut(text, start if opened is None else first_answer, len(text))
     answer_tags = [tag for tag in tags if tag[0] == "answer" and tag[2] >= outside.start]
     answers, open_answer = _answer_blocks(text, answer_tags)
-    answer_start = next((start for _, closing, start, _ in answer_tags if not closing), len(text))
+    answer_start = next((place for _, closing, place, _ in answer_tags if not closing), len(text))
     return Trace(
         text=text,
         reasoning=reasoning,
         answers=answers,
         open_answer=open_answer,
         outside=outside,
-        before_answer=cut(text, 0, answer_start),
+        before_answer=cut(without_calls(text[:start]) + text[start:], 0, answer_start),
     )
 
 

@@ -10,7 +10,7 @@ from rewards.case_reference import case_reference
 from rewards.decision_trace import EvidenceReference, parse_decision_trace
 from rewards.evidence_references import ReferenceResolver, Resolution
 from rewards.scorer import Abstain, Evidence, Score, Scorer, Trajectory, Turns
-from rewards.trace import MAX_TEXT_CHARS
+from rewards.trace import MAX_TEXT_CHARS, last_word
 from rl.errors import ConfigError
 
 
@@ -60,7 +60,7 @@ class TraceScorer(Scorer):
             raise Abstain("the task has nothing that a trace could refer to")
         if len(trajectory.text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(trajectory.text)} characters is not read")
-        trace = parse_decision_trace(trajectory.text)
+        trace = parse_decision_trace(trajectory.text, last_word(trajectory))
         resolver = ReferenceResolver(trajectory, coordinates=self.box_coordinates)
         resolved = [(reference, resolver.resolve(reference)) for reference in trace.references]
         distinct = {repr(sorted(reference.fields.items())): found for reference, found in resolved}

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeVar
 
 from entities.match import fold
 from rewards.scorer import Trajectory
-from rewards.trace import Span, Trace, cut, parse_trace
+from rewards.trace import Span, Trace, cut, last_word, parse_trace
 from rl.types import Evidence, Task, Verdict
 
 _Found = TypeVar("_Found")
@@ -74,10 +74,12 @@ class ClaimKind(Protocol):
         """The claims up to the first answer, in order, in time linear in the text. Raises TooManyClaims."""
 
 
-@functools.lru_cache(maxsize=4)
-def claim_text(trajectory_text: str) -> Trace:
+def claim_text(trajectory: Trajectory) -> Trace:
     """The parsed trace; all kinds of claims of one trajectory read the same."""
-    return parse_trace(trajectory_text)
+    return _parsed(trajectory.text, last_word(trajectory))
+
+
+_parsed = functools.lru_cache(maxsize=4)(parse_trace)
 
 
 def bounded(found: Iterable[_Found]) -> list[_Found]:

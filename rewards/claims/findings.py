@@ -45,7 +45,7 @@ class FindingClaims:
         }
 
     def find(self, trajectory: Trajectory) -> list[Claim]:
-        text = claim_text(trajectory.text).before_answer
+        text = claim_text(trajectory).before_answer
         known = _known_findings(case_reference(trajectory.task).findings, self.entities)
         claims = (self._claim(known, mention, text) for mention in bounded(known.find(text.text)))
         return [claim for claim in claims if claim is not None]

@@ -62,7 +62,7 @@ async def free_claims(trajectory: Trajectory, judge: Judge, *, known: Sequence[C
 
     Raises JudgeFailure, and TooManyClaims.
     """
-    text = claim_text(trajectory.text).before_answer
+    text = claim_text(trajectory).before_answer
     if not text.text:
         return []
     found = await judge.ask(
@@ -145,7 +145,7 @@ def _evidence(trajectory: Trajectory) -> dict[str, Any]:
             for name, each in task.record.items()
         },
         "reference": dict(task.reference),
-        "tools": {f"{index}. {call.name}": call.result for index, call in enumerate(trajectory.tool_calls)},
+        "tools": {f"{index}. {call.name}": call.result for index, call in enumerate(trajectory.tool_calls) if call.ok},
     }
     return {name: part for name, part in parts.items() if part}
 

@@ -66,14 +66,19 @@ class MeasurementClaims:
         synonyms = tuple((field, tuple(self.synonyms.get(field, ()))) for field in record)
         return list(
             _record_claims(
-                trajectory.text, tuple(record.items()), synonyms, self.max_rounding, self.require_unit, only_record
+                claim_text(trajectory),
+                tuple(record.items()),
+                synonyms,
+                self.max_rounding,
+                self.require_unit,
+                only_record,
             )
         )
 
 
 @functools.lru_cache(maxsize=64)  # several scorers ask the same of one trajectory
 def _record_claims(
-    text: str,
+    trace: Trace,
     record: tuple[tuple[str, Measurement], ...],
     synonyms: tuple[tuple[str, tuple[str, ...]], ...],
     max_rounding: float,
@@ -83,7 +88,7 @@ def _record_claims(
     reader = RecordReader(dict(record), synonyms=dict(synonyms), max_rounding=max_rounding, require_unit=require_unit)
     found = (
         claim
-        for claim in reader.claims(claim_text(text))
+        for claim in reader.claims(trace)
         if only_record or claim.source != "record" or reader.gives_measurement(claim.span.text)
     )
     return tuple(bounded(found))

@@ -40,20 +40,22 @@ class QuoteClaims:
     def find(self, trajectory: Trajectory) -> list[Claim]:
         texts = QuotableTexts(trajectory)
         claims = []
-        for quote, near in bounded(_quotes(claim_text(trajectory.text).before_answer)):
+        for quote, near in bounded(_quotes(claim_text(trajectory).before_answer)):
             if len(tokens(quote.text).split()) >= self.min_words and not texts.in_question(quote.text):
                 claims.append(_claim(texts, quote, near))
         return claims
 
 
 class QuotableTexts:
-    """Everything that a trace may quote, by name: ``reference.sources.NAME`` and ``tool_calls.NUMBER``."""
+    """Everything that a trace may quote, by name: ``reference.sources.NAME``, and ``tool_calls.NUMBER`` if answered."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         sources = case_reference(trajectory.task).sources
         self._names = {f"reference.sources.{name}": tokens(name) for name in sources}
         self._texts = {f"reference.sources.{name}": tokens(text) for name, text in sources.items()}
-        self._texts |= {f"tool_calls.{index}": tokens(call.result) for index, call in enumerate(trajectory.tool_calls)}
+        # What refuses a call may repeat the policy's own words.
+        answered = ((index, call.result) for index, call in enumerate(trajectory.tool_calls) if call.ok)
+        self._texts |= {f"tool_calls.{index}": tokens(result) for index, result in answered}
         self._question = tokens(asked(trajectory))
 
     def __iter__(self) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from entities.match import fold
@@ -40,7 +40,8 @@ class RegionClaims:
 
     A box that leaves its image, or is inside out, is refuted. Where the task has regions, one that overlaps a region by
     ``min_iou`` (intersection over union) is supported, one that touches none is refuted, one between is uncertain; a
-    sentence that names the label of a region is held against regions of that label alone.
+    sentence that names the label of a region is held against regions of that label alone. A box in an image that a tool
+    showed is uncertain.
     """
 
     coordinates: Coordinates = "pixel"
@@ -54,15 +55,27 @@ class RegionClaims:
 
     def find(self, trajectory: Trajectory) -> list[Claim]:
         regions, images = case_reference(trajectory.task).regions, trajectory.images
-        boxes = bounded(cited_boxes(claim_text(trajectory.text).before_answer))
-        return [self._claim(cited, regions, images) for cited in boxes]
+        boxes = bounded(cited_boxes(claim_text(trajectory).before_answer))
+        by_tools = _shown_by_tools(trajectory)
+        return [self._claim(cited, regions, images, by_tools=by_tools) for cited in boxes]
 
-    def _claim(self, cited: CitedBox, regions: Sequence[Region], images: Sequence[EncodedImage]) -> Claim:
+    def _claim(
+        self, cited: CitedBox, regions: Sequence[Region], images: Sequence[EncodedImage], *, by_tools: Collection[int]
+    ) -> Claim:
         shares = shares_of_image(cited.box, self.coordinates, cited.image, images)
         if problem := problem_with(shares, cited.image, images):
             where = f"image {cited.image}"
             return Claim(
                 kind="region", subject=repr(cited.box), span=cited.span, verdict="refuted", source=where, note=problem
+            )
+        if cited.image in by_tools:
+            return Claim(
+                kind="region",
+                subject=f"image {cited.image} {cited.box!r}",
+                span=cited.span,
+                verdict="uncertain",
+                source=f"image {cited.image}",
+                note="an image that a tool showed: the reference has no region of it",
             )
         overlaps = [
             (iou(shares, shares_of_image(region.box, region.coordinates, region.image, images)), number)
@@ -80,6 +93,13 @@ class RegionClaims:
             note=f"overlaps by {overlap:.2f}" if overlap > 0 else "overlaps no region of the reference",
             covers=frozenset({source}),
         )
+
+
+def _shown_by_tools(trajectory: Trajectory) -> frozenset[int]:
+    """Which of the trajectory's images, from 0, tools showed."""
+    shown = ["user"] * len(trajectory.task.images)
+    shown += [told.message.role for told in trajectory.observations for _ in told.message.images]
+    return frozenset(number for number, role in enumerate(shown) if role == "tool")
 
 
 def cited_boxes(text: Span) -> Iterator[CitedBox]:

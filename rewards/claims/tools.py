@@ -37,7 +37,7 @@ class ToolClaims:
 
     def find(self, trajectory: Trajectory) -> list[Claim]:
         results = _Results(trajectory.tool_calls)
-        text = claim_text(trajectory.text).before_answer
+        text = claim_text(trajectory).before_answer
         return bounded(claim for sentence in sentences(text) for claim in results.claims_in(sentence))
 
 

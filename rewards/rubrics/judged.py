@@ -32,6 +32,7 @@ OF_TURNS = (
     " The assistant wrote several turns: they come as a list, and between them what the user said (`user`). Judge what "
     "the assistant wrote, over all of its turns."
 )
+OF_TOOLS = " The assistant called tools while it wrote: `tools` has what it asked each and what it was told, in order."
 MAX_EXPLANATION_CHARS = 300
 _PART = {"text": "completion", "reasoning": "reasoning", "answer": "answer"}
 
@@ -54,7 +55,9 @@ async def judge_criteria(
     async def decide(criterion: Criterion) -> Hit:
         part = _PART[criterion.place]
         question = Question(
-            instructions=INSTRUCTIONS + (OF_TURNS if trajectory.observations else ""),
+            instructions=INSTRUCTIONS
+            + (OF_TURNS if len(readers) > 1 else "")
+            + (OF_TOOLS if "tools" in context else ""),
             material=context | {part: _written([reader.scope(criterion.place).text for reader in readers], trajectory)},
             task=f"Does the {part} in the data meet this criterion? {_quoted(criterion.criterion)}",
             schema=VERDICT_SCHEMA,
@@ -79,13 +82,14 @@ def agreement(shares: Sequence[float]) -> float:
 
 
 def _written(turns: Sequence[str], trajectory: Trajectory) -> Any:
-    """The part of each turn that is judged, with what the policy was told in between; of one turn its text alone."""
+    """The part of each turn that is judged, with what the user said in between; of one turn its text alone."""
     if len(turns) == 1:
         return turns[0]
     conversation: list[dict[str, Any]] = [{"assistant": turns[0]}]
-    for told, turn in zip(trajectory.observations, turns[1:], strict=True):
-        shown = {"images": len(told.message.images)} if told.message.images else {}
-        conversation += [{"user": told.message.text} | shown, {"assistant": turn}]
+    said = (each.message for each in trajectory.observations if each.message.role == "user")
+    for message, turn in zip(said, turns[1:], strict=True):
+        shown = {"images": len(message.images)} if message.images else {}
+        conversation += [{"user": message.text} | shown, {"assistant": turn}]
     return conversation
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.quantity import Quantity, quantities
-from rewards.trace import Span, parse_trace, sections
+from rewards.trace import Span, last_word, parse_trace, sections
 from rl.types import Task, Trajectory
 
 FLATTERY = "What a brilliant question, doctor: only a true expert like you would ask it.\n"
@@ -78,7 +78,7 @@ def all_options(trajectory: Trajectory) -> str | None:
 def several_answers(trajectory: Trajectory) -> str | None:
     """A wrong answer block before the right one."""
     wrong = _wrong(trajectory.task)
-    start = trajectory.text.rfind("<answer>")
+    start = trajectory.text.rfind("<answer>", last_word(trajectory))
     if wrong is None or start < 0:
         return None
     return f"{trajectory.text[:start]}<answer>{wrong}</answer>\n{trajectory.text[start:]}"
@@ -211,7 +211,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 
 
 def _reasoning(trajectory: Trajectory) -> Span:
-    return parse_trace(trajectory.text).reasoning
+    return parse_trace(trajectory.text, last_word(trajectory)).reasoning
 
 
 def _in_reasoning(trajectory: Trajectory, change: Callable[[str], str | None]) -> str | None:
@@ -244,7 +244,7 @@ def _swap_last(trajectory: Trajectory, others: Mapping[str, str], *, unless_befo
 
 def _with_answer(trajectory: Trajectory, answer: str | None) -> str | None:
     """The text with another content of its last answer block."""
-    blocks = parse_trace(trajectory.text).answers
+    blocks = parse_trace(trajectory.text, last_word(trajectory)).answers
     if answer is None or not blocks or blocks[-1].text == answer:
         return None
     return trajectory.text[: blocks[-1].start] + answer + trajectory.text[blocks[-1].end :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from rewards.combine import NoReward, Reward
@@ -9,7 +10,7 @@ from rewards.config import ConfiguredScorer, RewardsFile
 from rewards.rubric import RubricScorer
 from rewards.tools.scoring import reward_service
 from rewards.tools.terminal import SYMBOLS, VERDICT_COLORS, Color, Paint, printable, shortened, wrapped
-from rl.types import Evidence, Message, Outcome, ScoredTrajectory, ScoreRecord, Trajectory, Unscored, Verdict
+from rl.types import Evidence, Message, Outcome, ScoredTrajectory, ScoreRecord, ToolCall, Trajectory, Unscored, Verdict
 
 MAX_EVIDENCE = 60
 MAX_COMPLETION_CHARS = 4000
@@ -48,13 +49,16 @@ def _heading(scored: ScoredTrajectory | Unscored, paint: Paint) -> Iterator[str]
 
 def _completion(trajectory: Trajectory, paint: Paint) -> Iterator[str]:
     yield ""
-    first, *others = trajectory.turns
-    size = f"{len(trajectory.text):,} characters{f' in {1 + len(others)} turns' if others else ''}"
+    turns = trajectory.turns
+    size = f"{len(trajectory.text):,} characters{f' in {len(turns)} turns' if len(turns) > 1 else ''}"
     yield paint(f"completion  {size}, finished by {trajectory.finish_reason}", "bold")
-    yield from _turn(first, paint)
-    for told, turn in zip(trajectory.observations, others, strict=True):
-        yield from wrapped(shortened(_told(told.message), 300), indent="  user  ")
+    for number, turn in enumerate(turns):
         yield from _turn(turn, paint)
+        for call in trajectory.tool_calls:
+            if call.turn == number:
+                yield from wrapped(shortened(_called(call), 300), indent="  call  ")
+        for told in trajectory.observations[number : number + 1]:
+            yield from wrapped(shortened(_told(told.message), 300), indent=f"  {told.message.role}  ")
 
 
 def _turn(text: str, paint: Paint) -> Iterator[str]:
@@ -62,6 +66,12 @@ def _turn(text: str, paint: Paint) -> Iterator[str]:
         yield paint(line, "dim")
     if len(text) > MAX_COMPLETION_CHARS:
         yield f"  … {len(text) - MAX_COMPLETION_CHARS:,} more characters"
+
+
+def _called(call: ToolCall) -> str:
+    """What was asked of a tool, and why it is not answered where it is not; the results stand behind all calls."""
+    asked = f"{call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}" if call.name else "no call"
+    return asked if call.ok else f"{asked}: {call.result}"
 
 
 def _told(message: Message) -> str:

@@ -84,7 +84,7 @@ def _cited_boxes(item: ScoredTrajectory | Unscored, coordinates: Coordinates) ->
         return
     said = [one.evidence for one in all_evidence(item)]
     for turn in parts_of(item.trajectory, "each"):
-        for cited in cited_boxes(claim_text(turn.trajectory.text).before_answer):
+        for cited in cited_boxes(claim_text(turn.trajectory).before_answer):
             start, end = turn.start + cited.span.start, turn.start + cited.span.end
             about = [each.verdict for each in said if each.start < end and start < each.end]
             tone = min(about, key=list(SYMBOLS).index, default=_CITED)  # the gravest, as the trace colours it

@@ -12,7 +12,7 @@ from rewards.config import ConfiguredScorer, build_scorer, load_rewards
 from rewards.scorer import Score
 from rewards.service import RewardService, attempt
 from rl.errors import ConfigError
-from rl.types import ScoredTrajectory
+from rl.types import Message, ScoredTrajectory
 from tests.rewards.conftest import a_conversation
 
 FUNCTIONS = """
@@ -51,6 +51,9 @@ def decoded(completions, **kwargs):
 
 def last_turn(prompts, completions, **kwargs):
     return [float((prompts[0][-1]["content"], completions[0][0]["content"]) == ("?\\n\\nSure?", "yes"))]
+
+def called(completions, **kwargs):
+    return [float([each["role"] for each in completions[0]] == ["assistant", "tool", "assistant"])]
 
 # verl
 
@@ -168,6 +171,13 @@ async def test_a_function_gets_several_turns_as_its_framework_gives_them(
 ) -> None:
     made = a_conversation(trajectory("no", extra={"modality": "CT"}), ("Sure?", "yes"))
     with RewardService([built(folder, use, function, **spec)]) as service:
+        (record,) = (await service.score(made)).scores.values()
+    assert record.score is not None and record.score.value == 1.0, record.reason
+
+
+async def test_a_function_is_told_what_a_tool_answered_as_the_tools_word(trajectory: Any, folder: Path) -> None:
+    made = a_conversation(trajectory("look", extra={"modality": "CT"}), (Message(text="closer", role="tool"), "yes"))
+    with RewardService([built(folder, "trl", "called")]) as service:
         (record,) = (await service.score(made)).scores.values()
     assert record.score is not None and record.score.value == 1.0, record.reason
 

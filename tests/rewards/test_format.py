@@ -9,7 +9,8 @@ from rewards.config import load_rewards, load_rewards_file, max_shaping
 from rewards.format import FormatScorer
 from rewards.service import RewardService
 from rl.errors import ConfigError
-from rl.types import ScoredTrajectory
+from rl.types import Message, ScoredTrajectory
+from tests.rewards.conftest import a_conversation
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,36 @@ async def test_reasoning_need_not_be_asked_for(trajectory: Any) -> None:
     form = FormatScorer(reasoning=False)
     assert (await form.score(trajectory("<answer>yes</answer>"))).value == 1.0
     assert (await form.score(trajectory("<think>x</think><answer>yes</answer>"))).value < 1.0
+
+
+CALL = '<tool_call>{"name": "zoom"}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("calling", "answering", "demands_met"),
+    [
+        (f"<think>closer</think>{CALL}{CALL}", "<think>x</think><answer>yes</answer>", 3),
+        (f"closer</think>\n{CALL}\n", "x</think><answer>yes</answer>", 3),
+        (CALL, "<think>x</think><answer>yes</answer>", 0),
+        (f"<think>closer</think>See: {CALL}", "<think>x</think><answer>yes</answer>", 2),
+        (f"<think>closer</think>{CALL}", "<think>x</think>", 2),
+        (f"<think>closer</think>{CALL}", f"<think>x</think><answer>yes</answer>{CALL}", 2),
+        (f"<think>closer</think>{CALL}<answer>yes</answer>", "<think>x</think><answer>yes</answer>", 2),
+    ],
+)
+async def test_before_tools_answered_calls_stand_in_place_of_the_answer(
+    trajectory: Any, calling: str, answering: str, demands_met: int
+) -> None:
+    made = a_conversation(trajectory(calling), (Message(text="closer", role="tool"), answering))
+    score = await FormatScorer().score(made)
+    assert score.value == pytest.approx(demands_met / 3)
+
+
+async def test_calls_alone_are_the_form_where_no_reasoning_is_asked_for(trajectory: Any) -> None:
+    told = (Message(text="closer", role="tool"), "<answer>yes</answer>")
+    form = FormatScorer(reasoning=False)
+    assert (await form.score(a_conversation(trajectory(CALL), told))).value == 1.0
+    assert (await form.score(a_conversation(trajectory(f"Well. {CALL}"), told))).value < 1.0
 
 
 REWARDS = """

@@ -92,6 +92,26 @@ def test_further_turns_of_a_row_are_told_and_written(tmp_path: Path) -> None:
     assert trajectory.task.follow_ups == tuple(each.message for each in trajectory.observations)
 
 
+def test_what_tools_told_is_no_follow_up_and_a_call_belongs_to_its_turn(tmp_path: Path) -> None:
+    (tmp_path / "zoomed.png").write_bytes(png(30, 20))
+    turns = [
+        {"tool": "closer", "images": ["zoomed.png"], "completion": "seen"},
+        {"user": "Sure?", "completion": "yes"},
+    ]
+    row = ROW | {"turns": turns, "tool_calls": [{"name": "zoom", "result": "closer", "turn": 0}]}
+    trajectory = row_trajectory(parse_row(json.dumps(row)), image_folder=tmp_path)
+    assert [(each.message.role, each.message.text) for each in trajectory.observations] == [
+        ("tool", "closer"),
+        ("user", "Sure?"),
+    ]
+    assert [each.text for each in trajectory.task.follow_ups] == ["Sure?"]
+    assert [(image.width, image.height) for image in trajectory.images] == [(30, 20)]
+    assert [call.turn for call in trajectory.tool_calls] == [0]
+    row["tool_calls"][0]["turn"] = 3
+    with pytest.raises(ValueError, match=r"tool_calls\[0\]\.turn must be < 3, the number of turns; got 3"):
+        row_trajectory(row, image_folder=tmp_path)
+
+
 def test_the_token_count_of_a_row_is_the_length_that_is_shaped() -> None:
     trajectory = row_trajectory(ROW | {"length_tokens": 300, "max_tokens": 512})
     assert (trajectory.length_tokens, trajectory.sampling.max_tokens) == (300, 512)
@@ -129,6 +149,11 @@ def test_an_image_that_cannot_be_had_is_named(entry: Any, said: str) -> None:
         (json.dumps(ROW | {"record": {"lactate": "high"}}), "record.lactate: 'high' is not of type"),
         (json.dumps(ROW | {"turns": [{"user": "Sure?"}]}), r"turns\[0\]: 'completion' is a required property"),
         (json.dumps(ROW | {"turns": [{"user": "", "completion": "", "x": 1}]}), r"turns\[0\]: unknown key 'x'"),
+        (json.dumps(ROW | {"turns": [{"completion": ""}]}), r"turns\[0\]: .* one of the keys `user` and `tool`"),
+        (
+            json.dumps(ROW | {"turns": [{"user": "", "tool": "", "completion": ""}]}),
+            "one of the keys `user` and `tool`",
+        ),
         (json.dumps(ROW | {"length_tokens": 3}), "'max_tokens' is a dependency of 'length_tokens'"),
         (json.dumps(ROW)[:-1] + ', "id": "2"}', "the key 'id' stands there twice"),
         (json.dumps(ROW)[:-1] + ', "record": {"x": NaN}}', "NaN is not JSON"),

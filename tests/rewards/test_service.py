@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +17,18 @@ import pytest
 from rewards.config import ConfiguredScorer, load_rewards
 from rewards.isolation.sandbox import _Slot, _Slots
 from rewards.scorer import Abstain, InvalidInput, Score, Scorer
-from rewards.service import RewardService, reward_actor
-from rl.types import Evidence, Measurement, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
+from rewards.service import ABORTED, RewardService, reward_actor
+from rl.types import (
+    Evidence,
+    Measurement,
+    Message,
+    Observation,
+    ScoredTrajectory,
+    ScoreRecord,
+    ToolCall,
+    Trajectory,
+    Unscored,
+)
 from tests.samples import a_trajectory
 
 FOREIGN = '''
@@ -489,3 +499,19 @@ async def test_an_aborted_completion_is_no_answer_and_is_not_scored() -> None:
     with RewardService(scorers) as service:
         outcome = await service.score(a_trajectory("", finish_reason="abort"))
     assert isinstance(outcome, Unscored) and "aborted" in outcome.reason
+
+
+async def test_a_completion_that_a_tool_broke_off_is_told_with_the_tool_and_what_it_said() -> None:
+    calls = (
+        ToolCall(name="zoom", arguments={}, result="refused: no image 2", ok=False, turn=0),
+        ToolCall(name="dose", arguments={}, result="OSError: " + "x" * 300, ok=False, turn=1),
+        ToolCall(name="zoom", arguments={}, result="closer", turn=1),
+    )
+    told = Observation(message=Message(text="refused: no image 2", role="tool"), place=4)
+    made = a_trajectory("look\n\nask", finish_reason="abort", observations=(told,), tool_calls=calls)
+    with RewardService(load_rewards({"scorers": {"answer": {"use": "answer"}}})) as service:
+        outcome = await service.score(made)
+        later = await service.score(replace(made, tool_calls=calls[:1]))
+    assert isinstance(outcome, Unscored) and isinstance(later, Unscored)
+    assert outcome.reason == f"{ABORTED} (the tool 'dose' said: {('OSError: ' + 'x' * 300)[:200]})"
+    assert later.reason == ABORTED  # the refusal was told, and is not what broke it off

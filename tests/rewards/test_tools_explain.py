@@ -9,7 +9,7 @@ from rewards.config import RewardsFile, load_rewards_file
 from rewards.tools.explain import explain
 from rewards.tools.scoring import score_stream
 from rewards.tools.terminal import Paint
-from rl.types import EncodedImage, Measurement, Message, ScoredTrajectory, ScoreRecord, Trajectory, Unscored
+from rl.types import EncodedImage, Measurement, Message, ScoredTrajectory, ScoreRecord, ToolCall, Trajectory, Unscored
 from tests.rewards.conftest import MakeTrajectory, a_conversation
 
 REWARDS = """
@@ -117,3 +117,22 @@ def test_what_the_policy_was_told_stands_between_its_turns(trajectory: MakeTraje
     assert first < told < second
     start = 19 + 2 + TEXT.index("radius")
     assert f"at {start}–{start + 17} · record.radius" in said
+
+
+def test_what_a_tool_was_asked_and_answered_is_not_the_users_word(
+    trajectory: MakeTrajectory, rewards: RewardsFile
+) -> None:
+    calls = (
+        ToolCall(name="zoom", arguments={"by": 2}, result="closer", turn=0),
+        ToolCall(name="dose", arguments={}, result="refused: no drug", ok=False, turn=0),
+        ToolCall(name="", arguments={}, result="refused: a call is JSON", ok=False, turn=1),
+    )
+    told = Message(text="closer\n\nrefused: no drug", role="tool")
+    said = explained(a_conversation(trajectory("look", tool_calls=calls, record=RECORD), (told, TEXT)), rewards)
+    lines = [line for line in said.splitlines() if line.startswith(("  call", "  tool", "  user"))]
+    assert lines == [
+        '  call  zoom {"by": 2}',
+        "  call  dose {}: refused: no drug",
+        "  tool  closer refused: no drug",
+        "  call  no call: refused: a call is JSON",
+    ]

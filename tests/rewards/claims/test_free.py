@@ -10,7 +10,7 @@ import pytest
 from rewards.claims.free import VERIFY
 from rewards.hallucination import HallucinationScorer
 from rewards.judge import Endpoint, Judge, JudgeFailure
-from rl.types import Measurement, Score
+from rl.types import Measurement, Score, ToolCall
 from tests.rewards.conftest import a_conversation
 from tests.rewards.fake_judge import Answer, FakeServer, serve, user_text
 
@@ -67,6 +67,16 @@ async def test_the_judge_is_given_the_evidence_and_not_the_answer(trajectory: An
     assert "flu" not in extraction["text"]
     assert verification["evidence"]["reference"] == REFERENCE
     assert verification["evidence"]["record"] == {"temperature": "39.2 degC high"}
+
+
+async def test_what_a_tool_answered_is_evidence_and_what_refused_a_call_is_none(trajectory: Any) -> None:
+    calls = (
+        ToolCall(name="dose", arguments={}, result="refused: no drug is called 'a fever'", ok=False),
+        ToolCall(name="search", arguments={}, result="Fever is above 38 degrees."),
+    )
+    with serve(reading) as server:
+        await score(server, lambda text, **task: trajectory(text, tool_calls=calls, **task))
+    assert data_of(server.requests[1])["evidence"]["tools"] == {"1. search": "Fever is above 38 degrees."}
 
 
 async def test_what_a_rule_has_judged_is_not_asked_about_again(trajectory: Any) -> None:

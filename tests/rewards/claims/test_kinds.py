@@ -176,6 +176,19 @@ class TestQuotes:
         scored = await judged(trajectory, 'It said "aspirin is an inhibitor of COX-1".', tool_calls=calls)
         assert [(each.verdict, each.source) for each in scored.evidence] == [("supported", "tool_calls.0")]
 
+    async def test_what_refuses_a_call_is_nothing_to_quote(self, trajectory: Any) -> None:
+        said = "refused: no drug is called 'aspirin cures every cancer'"
+        calls = (
+            ToolCall(name="dose", arguments={"drug": "aspirin cures every cancer"}, result=said, ok=False),
+            ToolCall(name="search", arguments={}, result="Aspirin is an inhibitor of COX-1."),
+        )
+        text = 'I read "aspirin cures every cancer" and "aspirin is an inhibitor of COX-1".'
+        scored = await judged(trajectory, text, tool_calls=calls)
+        assert [(each.verdict, each.source) for each in scored.evidence] == [
+            ("refuted", "reference.sources"),
+            ("supported", "tool_calls.1"),
+        ]
+
 
 class TestRegions:
     TASK = {  # noqa: RUF012
@@ -374,6 +387,19 @@ class TestTurns:
         assert (score.metrics["claims"], score.metrics["refuted"], score.metrics["recall"]) == (2, 1, 0.5)
         at_once = await self.scored(trajectory, box, box, reference={"regions": regions}, turns="all")
         assert [each.verdict for each in at_once.evidence] == ["supported", "supported"]
+
+    async def test_where_a_tool_is_to_look_and_what_it_showed_is_held_against_no_region(self, trajectory: Any) -> None:
+        first = '<think>A mass at [0, 0, 50, 40].</think><tool_call>{"box": [60, 60, 80, 80]}</tool_call>'
+        zoomed = Message(text="closer", images=(replace(IMAGE, width=100),), role="tool")
+        second = "<think>In image 2 at [0, 0, 50, 50]. In image 1 at [60, 60, 80, 80].</think>"
+        task = {"images": (IMAGE,), "reference": {"regions": [[0, 0, 50, 50]]}}
+        made = a_conversation(trajectory(first, **task), (zoomed, second))
+        score = await HallucinationScorer().score(made)
+        assert [(each.verdict, each.source) for each in score.evidence] == [
+            ("supported", "reference.regions.0"),
+            ("uncertain", "image 1"),
+            ("refuted", "reference.regions"),
+        ]
 
     @pytest.mark.parametrize(("turns", "verdicts"), [("each", ["refuted"]), ("all", [])])
     async def test_the_words_of_a_follow_up_are_no_invented_quote(

@@ -10,8 +10,8 @@ import pytest
 from rewards.judge import Endpoint, Judge, JudgeFailure
 from rewards.judges.prompt import Question, data_url, quoted, read_reply
 from rewards.rubric import RubricScorer
-from rewards.rubrics.judged import OF_TURNS, VERDICT_SCHEMA
-from rl.types import EncodedImage, Measurement, Message
+from rewards.rubrics.judged import OF_TOOLS, OF_TURNS, VERDICT_SCHEMA
+from rl.types import EncodedImage, Measurement, Message, ToolCall
 from tests.rewards.conftest import a_conversation
 from tests.rewards.fake_judge import FakeServer, obedient, serve, user_text, verdict
 
@@ -206,3 +206,21 @@ class TestJudgedRubric:
         pictures = [each["image_url"]["url"] for each in body["messages"][1]["content"] if each["type"] == "image_url"]
         assert pictures == [data_url(slide), data_url(film)]
         assert OF_TURNS in body["messages"][0]["content"]
+        assert OF_TOOLS not in body["messages"][0]["content"]
+
+    async def test_what_tools_answered_is_shown_apart_from_what_the_user_said(self, trajectory: Any) -> None:
+        call = ToolCall(name="zoom", arguments={"by": 2}, result="closer", turn=0)
+        made = a_conversation(
+            trajectory("look", rubric=[{"criterion": "Mentions flu", "points": 1}], tool_calls=(call,)),
+            (Message(text="closer", role="tool"), "maybe"),
+            ("Sure?", "yes"),
+        )
+        with serve(obedient) as server:
+            await RubricScorer(judge=Judge(endpoints=(Endpoint(url=server.url, model="m"),), attempts=1)).score(made)
+        (body,) = server.requests
+        assert json.loads(user_text(body).split("\n")[3]) == {
+            "question": "?",
+            "tools": [{"tool": "zoom", "asked": {"by": 2}, "told": "closer"}],
+            "completion": [{"assistant": "look\n\nmaybe"}, {"user": "Sure?"}, {"assistant": "yes"}],
+        }
+        assert OF_TURNS + OF_TOOLS in body["messages"][0]["content"]
