@@ -20,9 +20,17 @@ class Evaluation:
 
 
 async def evaluate(
-    tasks: Sequence[Task], *, step: int, pool: RolloutPool, rewards: Rewards, sampling: SamplingParams, seed: int
+    tasks: Sequence[Task],
+    *,
+    step: int,
+    pool: RolloutPool,
+    rewards: Rewards,
+    sampling: SamplingParams,
+    seed: int,
+    with_tools: bool,
 ) -> Evaluation:
-    """Greedy pass@1 on ``tasks``; ``step`` is the number of training steps that the policy has had."""
+    """Greedy pass@1 on ``tasks``; ``step`` is the number of training steps that the policy has had, ``with_tools``
+    whether it may call tools."""
     requests = make_requests(tasks, kind="eval", step=step, first=0, num_samples=1, sampling=sampling, seed=seed)
     collected = await collect(requests, pool=pool, rewards=rewards)
-    return Evaluation(collected.groups, evaluation_metrics(collected.groups))
+    return Evaluation(collected.groups, evaluation_metrics(collected.groups, with_tools=with_tools))

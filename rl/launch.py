@@ -337,7 +337,13 @@ async def _evaluate(
     pool = start_rollout_pool(engine_settings(config, policy_path), config.rollouts)
     rewards = await start_rewards(scorers, config.rewards, config.ray)
     evaluation = await evaluate(
-        tasks, step=0, pool=pool, rewards=rewards, sampling=greedy_sampling(config), seed=config.seed
+        tasks,
+        step=0,
+        pool=pool,
+        rewards=rewards,
+        sampling=greedy_sampling(config),
+        seed=config.seed,
+        with_tools=bool(config.rollouts.tools),
     )
     groups = evaluation.groups
     write_step(folder, LoggedStep(step=0, groups=groups, kind="eval", messages=messages_by_task(groups)))

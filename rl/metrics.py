@@ -54,8 +54,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("length/mean_tokens", "tokens", "mean length of a completion", "Completion length", "training"),
     Metric("eval/mean_tokens", "tokens", "mean length of a held-out completion", "Completion length", "held-out"),
     Metric("length/max_tokens", "tokens", "longest completion"),
-    Metric("length/turns", "turns", "mean over trajectories whose task has follow-ups", "Turns", "training"),
+    Metric("length/turns", "turns", "mean where the task has follow-ups, or the policy tools", "Turns", "training"),
     Metric("eval/turns", "turns", "the same, held-out", "Turns", "held-out"),
+    Metric("tools/calls", "calls", "mean number of tool calls in a trajectory", "Tool calls", "training"),
+    Metric("eval/tools/calls", "calls", "the same, held-out", "Tool calls", "held-out"),
+    Metric("tools/refused_fraction", "fraction", "tool calls refused or failed", "Tool calls refused", "training"),
+    Metric("eval/tools/refused_fraction", "fraction", "held-out tool calls so", "Tool calls refused", "held-out"),
     Metric("length/truncated_fraction", "fraction", "completions cut by the token limit", "Cut short", "training"),
     Metric("eval/truncated_fraction", "fraction", "held-out completions cut so", "Cut short", "held-out"),
     Metric("hallucination/supported", "fraction", "claims that the evidence supports"),
@@ -229,13 +233,15 @@ def whole_lines(path: Path) -> Iterable[str]:
         yield from (line for line in file if line.endswith("\n"))
 
 
-def group_metrics(groups: Sequence[Group], *, drawn_anew: Sequence[Group] = ()) -> dict[str, float]:
+def group_metrics(
+    groups: Sequence[Group], *, drawn_anew: Sequence[Group] = (), with_tools: bool = False
+) -> dict[str, float]:
     """What the trajectories of a training step amount to, under declared names.
 
     A trajectory that is unscored counts in the lengths and in ``outcome/``, and nowhere else. The groups ``drawn_anew``
     count in ``outcome/`` and in the tokens that were written: what broken scorers left without signal is not hidden by
     what took its place. Where no trajectory was scored the reward is NaN, which the log shows as such; accuracy is left
-    out where no answer can be told.
+    out where no answer can be told. ``with_tools`` says that the policy may call tools, whether it did or not.
     """
     scored = [item for group in groups for item in group.scored]
     unscored = [item for group in groups for item in group.unscored]
@@ -254,7 +260,8 @@ def group_metrics(groups: Sequence[Group], *, drawn_anew: Sequence[Group] = ()) 
     return (
         values
         | _outcome_metrics([item for group in (*groups, *drawn_anew) for item in group.items])
-        | _length_metrics([item.trajectory for item in every])
+        | _length_metrics([item.trajectory for item in every], with_tools=with_tools)
+        | _tool_metrics([item.trajectory for item in every], with_tools=with_tools)
         | _score_metrics([record for item in every for record in item.scores.values()])
         | _claim_metrics([record.score for item in every for record in item.scores.values() if record.score])
     )
@@ -270,11 +277,14 @@ _HELD_OUT = {
 }
 
 
-def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
+_NESTED = ("score/", "hallucination/", "tools/")
+
+
+def evaluation_metrics(groups: Sequence[Group], *, with_tools: bool = False) -> dict[str, float]:
     """What the trajectories of a held-out evaluation amount to, under the declared ``eval/`` names."""
-    values = group_metrics(groups)
+    values = group_metrics(groups, with_tools=with_tools)
     renamed = {held_out: values[name] for name, held_out in _HELD_OUT.items() if name in values}
-    nested = {f"eval/{name}": value for name, value in values.items() if name.startswith(("score/", "hallucination/"))}
+    nested = {f"eval/{name}": value for name, value in values.items() if name.startswith(_NESTED)}
     return renamed | nested
 
 
@@ -299,14 +309,20 @@ def _outcome_metrics(items: Sequence[ScoredTrajectory | Unscored]) -> dict[str, 
     }
 
 
-def _length_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def _length_metrics(trajectories: Sequence[Trajectory], *, with_tools: bool) -> dict[str, float]:
     lengths = [trajectory.length_tokens for trajectory in trajectories]
-    turns = [len(trajectory.turns) for trajectory in trajectories if trajectory.task.follow_ups]
+    turns = [len(each.turns) for each in trajectories if with_tools or each.task.follow_ups or each.observations]
     return ({"length/turns": _mean(turns)} if turns else {}) | {
         "length/mean_tokens": _mean(lengths),
         "length/max_tokens": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean([trajectory.finish_reason == "length" for trajectory in trajectories]),
     }
+
+
+def _tool_metrics(trajectories: Sequence[Trajectory], *, with_tools: bool) -> dict[str, float]:
+    calls = [call for trajectory in trajectories for call in trajectory.tool_calls]
+    refused = {"tools/refused_fraction": _mean([not call.ok for call in calls])} if calls else {}
+    return {"tools/calls": len(calls) / len(trajectories)} | refused if calls or (with_tools and trajectories) else {}
 
 
 def _score_metrics(records: Iterable[ScoreRecord]) -> dict[str, float]:

@@ -229,6 +229,7 @@ class Run:
                 rewards=self.rewards,
                 sampling=greedy_sampling(self.config),
                 seed=self.config.seed,
+                with_tools=bool(self.config.rollouts.tools),
             )
         # Nothing is published meanwhile: what is written ahead shares the engines with it, and changes no version.
         check_staleness(evaluation.groups, learner_version=step, max_staleness=0)
@@ -254,7 +255,9 @@ class Run:
         advantages = np.array([sample.advantage for sample in batch.samples])
         self.timeline.record(step, collected.spans)
         step_s = time.time() - began_s
-        values = group_metrics(collected.groups, drawn_anew=collected.drawn_anew)
+        values = group_metrics(
+            collected.groups, drawn_anew=collected.drawn_anew, with_tools=bool(self.config.rollouts.tools)
+        )
         generated = values["throughput/tokens"]
         values |= {
             f"{'rollout' if 'difference' in name else 'loss'}/{name}": value for name, value in update.stats.items()

@@ -29,6 +29,7 @@ from rl.types import (
     ScoredTrajectory,
     ScoreRecord,
     Task,
+    ToolCall,
     Trajectory,
     Unscored,
 )
@@ -210,6 +211,40 @@ def test_turns_are_counted_where_tasks_have_follow_ups() -> None:
     assert group_metrics([group, one_turn])["length/turns"] == 1.5  # (2 + 1) / 2: the others could have no second turn
     assert evaluation_metrics([group])["eval/turns"] == 1.5
     assert "length/turns" not in group_metrics([one_turn])
+
+
+def a_call(*, ok: bool = True) -> ToolCall:
+    return ToolCall(name="zoom", arguments={}, result="closer", ok=ok, turn=0)
+
+
+def test_tool_calls_are_counted_and_so_are_the_turns_that_they_begin() -> None:
+    told = Observation(message=Message(text="closer", role="tool"), place=1)
+    called = replace(
+        a_trajectory(5), text="a\n\nb", observations=(told,), tool_calls=(a_call(), a_call(ok=False), a_call())
+    )
+    other = replace(called, tool_calls=(a_call(ok=False),))
+    plain = [a_trajectory(5), a_trajectory(5)]
+    items = [ScoredTrajectory(trajectory=each, reward=0.5, scores={}) for each in (called, other, *plain)]
+    group = Group(task=TASK, scored=tuple(items))
+    values = group_metrics([group], with_tools=True)
+    assert values["tools/calls"] == 1.0  # (3 + 1 + 0 + 0) / 4
+    assert values["tools/refused_fraction"] == 0.5  # 2 of 4
+    assert values["length/turns"] == 1.5  # (2 + 2 + 1 + 1) / 4
+    held_out = evaluation_metrics([group], with_tools=True)
+    assert (held_out["eval/tools/calls"], held_out["eval/tools/refused_fraction"]) == (1.0, 0.5)
+    assert held_out["eval/turns"] == 1.5
+    assert not [name for name in held_out if not name.startswith("eval/")]
+
+
+def test_a_policy_that_stops_calling_its_tools_leaves_no_hole_in_the_curve() -> None:
+    silent = Group(task=TASK, scored=(scored(0.5),))
+    values = group_metrics([silent], with_tools=True)
+    assert (values["tools/calls"], values["length/turns"]) == (0.0, 1.0)
+    assert "tools/refused_fraction" not in values  # of no call nobody can tell
+    assert not [name for name in group_metrics([silent]) if name.startswith("tools/")]
+    imported = replace(a_trajectory(5), tool_calls=(a_call(),))
+    counted = group_metrics([Group(task=TASK, scored=(ScoredTrajectory(trajectory=imported, reward=1.0, scores={}),))])
+    assert counted["tools/calls"] == 1.0
 
 
 def test_claims_are_counted_by_verdict_over_the_scores_that_check_claims() -> None:
