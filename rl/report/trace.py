@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 
 from rl.report.markup import Markup, element, join
 from rl.types import Evidence, Trajectory, Verdict
@@ -31,8 +31,8 @@ class ScorerEvidence:
 def marked_trace(trajectory: Trajectory, verdicts: Sequence[ScorerEvidence], *, told: Sequence[Markup]) -> Markup:
     """Each turn with the spans that evidence is about marked; hovering or focusing one shows source and note.
 
-    ``told`` are the elements of the observations, which stand between the turns. Offsets beyond the text are cut to it.
-    At most `MOST_CHARACTERS` are shown, and it is said how many are not.
+    ``told`` are the elements that stand behind each turn, such as what the policy was told. Offsets beyond the text are
+    cut to it. At most `MOST_CHARACTERS` are shown, and it is said how many are not.
     """
     text = trajectory.text[:MOST_CHARACTERS]
     spans = [one for one in verdicts if 0 <= one.evidence.start < min(one.evidence.end, len(text))][:_MOST_CLAIMS]
@@ -41,7 +41,8 @@ def marked_trace(trajectory: Trajectory, verdicts: Sequence[ScorerEvidence], *, 
     if left := len(trajectory.text) - len(text):
         turns[-1].append(element("i", f" … {left:,} more characters in the trajectory log", class_="cut"))
     traces = [element("div", *pieces, class_="trace") for pieces in turns]
-    return join(traces[0], *chain.from_iterable(zip(told, traces[1:], strict=False)))
+    behind = told if not left else told[: len(traces) - 1]
+    return join(*chain.from_iterable(zip_longest(traces, behind, fillvalue=Markup())))
 
 
 def _marked(text: str, start: int, end: int, spans: Sequence[ScorerEvidence]) -> Iterator[Markup]:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from itertools import count, zip_longest
 
 from rl.report.charts import format_value
 from rl.report.input import Item
 from rl.report.markup import Markup, element, join
 from rl.report.trace import ScorerEvidence, evidence_list, marked_trace
-from rl.types import EncodedImage, Message, ScoredTrajectory, ScoreRecord, Task, Trajectory, Unscored, Verdict
+from rl.types import (
+    EncodedImage,
+    Message,
+    ScoredTrajectory,
+    ScoreRecord,
+    Task,
+    ToolCall,
+    Trajectory,
+    Unscored,
+    Verdict,
+)
 
 Draw = Callable[[int, EncodedImage], Markup]
 """Makes an element of an image, given its number among all that the policy was shown."""
 
+_MOST_CHARACTERS = 2_000
 _CUT: Mapping[str, str] = {"length": "cut by the token limit", "abort": "aborted"}
 
 
@@ -72,8 +83,9 @@ def trace_panel(item: Item, roles: Mapping[str, str], *, draw: Draw) -> Markup:
         facts.append(_CUT[trajectory.finish_reason])
     if trajectory.observations:
         facts.append(f"{len(trajectory.turns)} turns")
-    if trajectory.tool_calls:
-        facts.append(f"{len(trajectory.tool_calls)} tool calls")
+    if calls := trajectory.tool_calls:
+        refused = sum(not call.ok for call in calls)
+        facts.append(f"{len(calls)} tool call{'s' * (len(calls) > 1)}{f', {refused} not answered' if refused else ''}")
     failure = element("p", f"Unscored: {item.reason}", class_="failure") if isinstance(item, Unscored) else Markup()
     return element(
         "div",
@@ -88,17 +100,34 @@ def trace_panel(item: Item, roles: Mapping[str, str], *, draw: Draw) -> Markup:
 
 
 def _told(trajectory: Trajectory, draw: Draw) -> list[Markup]:
+    """What stands behind each turn: the calls that it made, and what the policy was told."""
     numbers = count(len(trajectory.task.images))
-    return [
-        element(
-            "div",
-            element("p", f"User, after turn {turn}", class_="dim"),
-            *(draw(next(numbers), image) for image in observation.message.images),
-            element("p", observation.message.text, class_="question"),
-            class_="told",
-        )
-        for turn, observation in enumerate(trajectory.observations, start=1)
-    ]
+    behind = []
+    for turn, told in zip_longest(range(len(trajectory.turns)), trajectory.observations):
+        calls = [_call(call) for call in trajectory.tool_calls if call.turn == turn]
+        pictures = [draw(next(numbers), image) for image in told.message.images] if told else []
+        said = element("p", told.message.text, class_="question") if told else Markup()
+        if calls or (told and told.message.role == "tool"):
+            shown, kind, who = [*(calls or [said]), *pictures], "told by-tools", "Tools"
+        else:
+            shown, kind, who = [*pictures, said], "told", "User"
+        lead = element("p", f"{who}, after turn {turn + 1}", class_="dim")
+        behind.append(element("div", lead, *shown, class_=kind) if calls or told else Markup())
+    return behind
+
+
+def _call(call: ToolCall) -> Markup:
+    """What was asked of a tool, and what it said to that."""
+    arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+    asked = element("p", element("b", call.name or "no call"), " ", element("code", _shortened(arguments)))
+    refused = Markup() if call.ok else element("span", "not answered ", class_="failure")
+    return element("div", asked, element("p", refused, _shortened(call.result), class_="question"), class_="call")
+
+
+def _shortened(text: str) -> str:
+    """What is shown of a text of a tool's."""
+    left = len(text) - _MOST_CHARACTERS
+    return text if left <= 0 else f"{text[:_MOST_CHARACTERS]} … {left:,} more characters"
 
 
 def _score(record: ScoreRecord, role: str) -> Markup:

@@ -148,7 +148,8 @@ def _provenance(item: Item) -> Markup:
 
 
 def _tool_calls(item: Item) -> Markup:
-    calls = item.trajectory.tool_calls
+    """Those that stand behind no turn of the trace, because the log does not say which turn made them."""
+    calls = [call for call in item.trajectory.tool_calls if call.turn < 0]
     if not calls:
         return Markup()
     shown = [
@@ -170,7 +171,7 @@ def _conversation(opened: Opened) -> Markup:
     turns = turns or [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["question"]}]
     for reply, told in zip_longest(trajectory.turns, trajectory.observations):
         turns.append({"role": "assistant", "content": reply})
-        turns += [{"role": "user", "content": _parts(told.message)}] if told else []
+        turns += [{"role": told.message.role, "content": _parts(told.message)}] if told else []
     shown = [
         element("li", element("b", str(turn.get("role", ""))), element("pre", _content(turn.get("content"))))
         for turn in turns
