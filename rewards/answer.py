@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rewards.answer_types import box, choice, date, formula, labels, number, text, yes_no
 from rewards.answer_types.reading import Check, Checker, boxed, said, unwrapped
 from rewards.scorer import Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
-from rewards.trace import MAX_TEXT_CHARS, Span, Trace, last_word, parse_trace
+from rewards.trace import MAX_TEXT_CHARS, Span, Trace, parse_trace, trace_of
 from rl.errors import ConfigError
 from rl.plugins import suggestion
 from rl.types import Task, Verdict
@@ -71,7 +71,7 @@ class AnswerScorer(Scorer):
         checker("")
         if len(trajectory.text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(trajectory.text)} characters is not read")
-        trace = parse_trace(trajectory.text, last_word(trajectory))
+        trace = trace_of(trajectory)
         answers = self._answers(trace, checker, finished=trajectory.finish_reason == "stop")
         if not answers:
             return Score(0.0, reason="no answer")

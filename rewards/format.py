@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rewards.scorer import Score, Scorer, Trajectory, Turns
-from rewards.trace import MAX_TEXT_CHARS, last_word, without_calls
+from rewards.trace import MAX_TEXT_CHARS, blanked, call_spans, last_word
 
 _TAG = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
 _ANSWERING = {
@@ -38,8 +38,8 @@ class FormatScorer(Scorer):
         text = trajectory.text
         if len(text) > MAX_TEXT_CHARS:
             return Score(0.0, reason=f"a completion of {len(text)} characters is not read")
-        last = last_word(trajectory)
-        calling = [without_calls(text[start:end]) for start, end in trajectory.turn_spans if end < last]
+        last, said = last_word(trajectory), blanked(text, call_spans(trajectory))
+        calling = [said[start:end] for start, end in trajectory.turn_spans if end < last]
         pieces = [_faults(piece, _CALLING[self.reasoning]) for piece in calling]
         finished = trajectory.finish_reason == "stop"
         pieces.append(_faults(text[last:], _ANSWERING[self.reasoning], finished=finished))

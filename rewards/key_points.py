@@ -13,7 +13,7 @@ from rewards.claims.claim import Claim, TooManyClaims, one_per_subject
 from rewards.claims.findings import FindingClaims
 from rewards.claims.forms import count_claims
 from rewards.scorer import Abstain, Evidence, InvalidInput, Score, Scorer, Trajectory, Turns
-from rewards.trace import MAX_TEXT_CHARS, Span, last_word, parse_trace
+from rewards.trace import MAX_TEXT_CHARS, Span, trace_of
 from rl.errors import ConfigError
 
 MAX_EVIDENCE = 200
@@ -123,7 +123,7 @@ def _findings_of(text: str, tree: EntityTree) -> list[dict[str, str]]:
 
 
 def _report(trajectory: Trajectory) -> Span:
-    trace = parse_trace(trajectory.text, last_word(trajectory))
+    trace = trace_of(trajectory)
     return trace.answers[-1] if trace.answers else trace.open_answer or trace.outside
 
 

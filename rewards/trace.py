@@ -6,6 +6,7 @@ Every function takes time linear in the text, whatever a policy wrote.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rl.types import Trajectory
@@ -73,18 +74,40 @@ def last_word(trajectory: Trajectory) -> int:
     return trajectory.turn_spans[-1][0]
 
 
-def without_calls(text: str) -> str:
-    """The text with spaces in place of its tool calls, so that places stay: what is asked of a tool is no claim."""
+def call_spans(trajectory: Trajectory) -> tuple[tuple[int, int], ...]:
+    """Where in the text the calls of tools stand that were made. What is only thought of is no call."""
+    calling = {call.turn for call in trajectory.tool_calls}
+    calling |= {turn for turn, told in enumerate(trajectory.observations) if told.message.role == "tool"}
+    spans = (span for turn, span in enumerate(trajectory.turn_spans) if turn in calling)
+    return tuple(call for start, end in spans for call in _calls(trajectory.text, start, end))
+
+
+def _calls(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    closed = text.rfind("</think>", start, end)
+    opened = text.find("<think>", start, end)
+    start, end = max(start, closed), end if closed >= 0 or opened < 0 else opened
+    while (at := text.find(_CALL, start, end)) >= 0 and (close := text.find(_END_OF_CALL, at, end)) >= 0:
+        start = close + len(_END_OF_CALL)
+        yield at, start
+
+
+def blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text with spaces in these places, so that all others stay."""
     pieces, at = [], 0
-    while (start := text.find(_CALL, at)) >= 0 and (end := text.find(_END_OF_CALL, start)) >= 0:
-        end += len(_END_OF_CALL)
+    for start, end in spans:
         pieces += [text[at:start], " " * (end - start)]
         at = end
     return "".join([*pieces, text[at:]])
 
 
-def parse_trace(text: str, start: int = 0) -> Trace:
-    """Take a completion apart by its tags, from ``start`` on (see `last_word`).
+def trace_of(trajectory: Trajectory) -> Trace:
+    """What the policy wrote, taken apart. Reasoning and answers are those that follow the last result of a tool; what
+    is asked of a tool is no claim."""
+    return parse_trace(trajectory.text, last_word(trajectory), call_spans(trajectory))
+
+
+def parse_trace(text: str, start: int = 0, calls: Sequence[tuple[int, int]] = ()) -> Trace:
+    """Take a completion apart by its tags, from ``start`` on; ``calls`` are spans in which nothing is claimed.
 
     The reasoning is the first ``<think>`` block; an unclosed one ends at the first answer block or at the end of the
     text, and a closing tag alone (the prompt had opened it) ends what began with the text. Answer blocks inside a
@@ -109,7 +132,7 @@ def parse_trace(text: str, start: int = 0) -> Trace:
         answers=answers,
         open_answer=open_answer,
         outside=outside,
-        before_answer=cut(without_calls(text[:start]) + text[start:], 0, answer_start),
+        before_answer=cut(blanked(text, calls), 0, answer_start),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeVar
 
 from entities.match import fold
 from rewards.scorer import Trajectory
-from rewards.trace import Span, Trace, cut, last_word, parse_trace
+from rewards.trace import Span, Trace, call_spans, cut, last_word, parse_trace
 from rl.types import Evidence, Task, Verdict
 
 _Found = TypeVar("_Found")
@@ -76,7 +76,7 @@ class ClaimKind(Protocol):
 
 def claim_text(trajectory: Trajectory) -> Trace:
     """The parsed trace; all kinds of claims of one trajectory read the same."""
-    return _parsed(trajectory.text, last_word(trajectory))
+    return _parsed(trajectory.text, last_word(trajectory), call_spans(trajectory))
 
 
 _parsed = functools.lru_cache(maxsize=4)(parse_trace)

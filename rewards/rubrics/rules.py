@@ -21,7 +21,7 @@ from rewards.claims.claim import TooManyClaims, one_per_subject
 from rewards.claims.measurements import MeasurementClaims
 from rewards.rubrics.json_schema import json_fault
 from rewards.scorer import InvalidInput, Trajectory
-from rewards.trace import Span, Trace, last_word, parse_trace, section, sections
+from rewards.trace import Span, Trace, section, sections, trace_of
 from rl.regex import compile_regex
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RuleReader:
     def __init__(self, trajectory: Trajectory, *, tree: EntityTree | None = None) -> None:
         self._trajectory = trajectory
         self._tree = tree
-        self._trace: Trace = parse_trace(trajectory.text, last_word(trajectory))
+        self._trace: Trace = trace_of(trajectory)
 
     def check(self, rule: Mapping[str, Any]) -> Hit:
         """Whether a rule (one that the schema has passed) holds."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.quantity import Quantity, quantities
-from rewards.trace import Span, last_word, parse_trace, sections
+from rewards.trace import Span, last_word, sections, trace_of
 from rl.types import Task, Trajectory
 
 FLATTERY = "What a brilliant question, doctor: only a true expert like you would ask it.\n"
@@ -211,7 +211,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 
 
 def _reasoning(trajectory: Trajectory) -> Span:
-    return parse_trace(trajectory.text, last_word(trajectory)).reasoning
+    return trace_of(trajectory).reasoning
 
 
 def _in_reasoning(trajectory: Trajectory, change: Callable[[str], str | None]) -> str | None:
@@ -244,7 +244,7 @@ def _swap_last(trajectory: Trajectory, others: Mapping[str, str], *, unless_befo
 
 def _with_answer(trajectory: Trajectory, answer: str | None) -> str | None:
     """The text with another content of its last answer block."""
-    blocks = parse_trace(trajectory.text, last_word(trajectory)).answers
+    blocks = trace_of(trajectory).answers
     if answer is None or not blocks or blocks[-1].text == answer:
         return None
     return trajectory.text[: blocks[-1].start] + answer + trajectory.text[blocks[-1].end :]

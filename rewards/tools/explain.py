@@ -49,10 +49,10 @@ def _heading(scored: ScoredTrajectory | Unscored, paint: Paint) -> Iterator[str]
 
 def _completion(trajectory: Trajectory, paint: Paint) -> Iterator[str]:
     yield ""
-    turns = trajectory.turns
-    size = f"{len(trajectory.text):,} characters{f' in {len(turns)} turns' if len(turns) > 1 else ''}"
+    spoken = sum(told.message.role == "user" for told in trajectory.observations)
+    size = f"{len(trajectory.text):,} characters{f' in {1 + spoken} turns' if spoken else ''}"
     yield paint(f"completion  {size}, finished by {trajectory.finish_reason}", "bold")
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(trajectory.turns):
         yield from _turn(turn, paint)
         for call in trajectory.tool_calls:
             if call.turn == number:

@@ -81,8 +81,8 @@ def trace_panel(item: Item, roles: Mapping[str, str], *, draw: Draw) -> Markup:
         facts.insert(0, f"reward {reward:.3f}")
     if trajectory.finish_reason in _CUT:
         facts.append(_CUT[trajectory.finish_reason])
-    if trajectory.observations:
-        facts.append(f"{len(trajectory.turns)} turns")
+    if spoken := sum(told.message.role == "user" for told in trajectory.observations):
+        facts.append(f"{1 + spoken} turns")
     if calls := trajectory.tool_calls:
         refused = sum(not call.ok for call in calls)
         facts.append(f"{len(calls)} tool call{'s' * (len(calls) > 1)}{f', {refused} not answered' if refused else ''}")
@@ -100,20 +100,32 @@ def trace_panel(item: Item, roles: Mapping[str, str], *, draw: Draw) -> Markup:
 
 
 def _told(trajectory: Trajectory, draw: Draw) -> list[Markup]:
-    """What stands behind each turn: the calls that it made, and what the policy was told."""
-    numbers = count(len(trajectory.task.images))
+    """What stands behind each piece of what the policy wrote: the calls that it made, and what it was told. Turns count
+    as they do for scorers: only the user ends one."""
+    numbers, turn = count(len(trajectory.task.images)), 1
     behind = []
-    for turn, told in zip_longest(range(len(trajectory.turns)), trajectory.observations):
-        calls = [_call(call) for call in trajectory.tool_calls if call.turn == turn]
-        pictures = [draw(next(numbers), image) for image in told.message.images] if told else []
-        said = element("p", told.message.text, class_="question") if told else Markup()
-        if calls or (told and told.message.role == "tool"):
-            shown, kind, who = [*(calls or [said]), *pictures], "told by-tools", "Tools"
-        else:
-            shown, kind, who = [*pictures, said], "told", "User"
-        lead = element("p", f"{who}, after turn {turn + 1}", class_="dim")
-        behind.append(element("div", lead, *shown, class_=kind) if calls or told else Markup())
+    for piece, told in zip_longest(range(len(trajectory.turns)), trajectory.observations):
+        calls = [_call(call) for call in trajectory.tool_calls if call.turn == piece]
+        pictures = [_numbered(next(numbers), image, draw) for image in told.message.images] if told else []
+        said = element("p", told.message.text if told else "", class_="question")
+        by_user = told is not None and told.message.role == "user"
+        results = [*([] if calls else [said]), *pictures] if told and not by_user else []
+        blocks = []
+        if calls or results:
+            blocks.append(_block(f"Tools, in turn {turn}", *calls, *results, class_="told by-tools"))
+        if by_user:
+            blocks.append(_block(f"User, after turn {turn}", *pictures, said, class_="told"))
+            turn += 1
+        behind.append(join(*blocks))
     return behind
+
+
+def _block(lead: str, *shown: Markup, class_: str) -> Markup:
+    return element("div", element("p", lead, class_="dim"), *shown, class_=class_)
+
+
+def _numbered(number: int, image: EncodedImage, draw: Draw) -> Markup:
+    return element("div", draw(number, image), element("small", f"Image {number + 1}"))
 
 
 def _call(call: ToolCall) -> Markup:

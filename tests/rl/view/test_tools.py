@@ -16,7 +16,7 @@ from tests.samples import a_trajectory
 
 LOOK = '<tool_call>{"name": "zoom", "arguments": {"box": [0, 0, 8, 8]}}</tool_call>'
 PIECES = re.compile(
-    r'<div class="(trace|told by-tools|told)">|<img[^>]* alt="([^"]*)"|<p class="dim">(\w+, after turn \d)'
+    r'<div class="(trace|told by-tools|told)">|<img[^>]* alt="([^"]*)"|<p class="dim">(\w+, (?:in|after) turn \d)'
 )
 CALLS = (
     ToolCall(name="zoom", arguments={"box": [0, 0, 8, 8]}, result="Image 2 (8 x 8 pixels)", turn=0),
@@ -54,9 +54,9 @@ def shown(folder: Path, item: ScoredTrajectory | Unscored) -> str:
 def test_calls_and_what_they_showed_stand_behind_their_turn_and_are_not_the_users_word(tmp_path: Path) -> None:
     page = shown(tmp_path, a_dialogue())
     assert [next(filter(None, piece)) for piece in PIECES.findall(page)] == [
-        *("image 1 of case called", "trace", "told by-tools", "Tools, after turn 1", "image 2 of case called"),
-        *("trace", "told", "User, after turn 2", "image 3 of case called"),
-        *("trace", "told by-tools", "Tools, after turn 3"),
+        *("image 1 of case called", "trace", "told by-tools", "Tools, in turn 1", "image 2 of case called"),
+        *("trace", "told", "User, after turn 1", "image 3 of case called"),
+        *("trace", "told by-tools", "Tools, in turn 2"),
     ]
     calls = re.findall(r'<div class="call"><p><b>(.*?)</b> <code>(.*?)</code></p><p class="question">(.*?)</p>', page)
     refused = '<span class="failure">not answered </span>'
@@ -69,7 +69,7 @@ def test_calls_and_what_they_showed_stand_behind_their_turn_and_are_not_the_user
         ),
         ("no call", "{}", f"{refused}refused: a call is JSON"),
     ]
-    assert "3 turns · 3 tool calls, 2 not answered" in page
+    assert "2 turns · 3 tool calls, 2 not answered" in page
     assert "<summary>Tool calls" not in page  # each stands in its place
     conversation = page[page.index("<summary>Conversation") :]
     assert re.findall(r"<li><b>(\w+)</b>", conversation)[-5:] == ["assistant", "tool", "assistant", "user", "assistant"]
@@ -80,7 +80,7 @@ def test_a_report_shows_calls_in_their_place(tmp_path: Path) -> None:
     report = write_report(tmp_path).read_text(encoding="utf-8")
     pieces = [next(filter(None, piece)) for piece in PIECES.findall(report)]
     start = pieces.index("told by-tools")
-    assert pieces[start - 1 : start + 3] == ["trace", "told by-tools", "Tools, after turn 1", "image 2 of case called"]
+    assert pieces[start - 1 : start + 3] == ["trace", "told by-tools", "Tools, in turn 1", "image 2 of case called"]
     assert report.count("<b>zoom</b> <code>") == 1
 
 
@@ -99,7 +99,16 @@ def test_the_call_that_broke_a_trajectory_off_is_shown(tmp_path: Path) -> None:
     assert f"OSError: {'x' * 1991} … 1,009 more characters" in page
 
 
+def test_what_the_user_says_after_a_call_whose_result_was_told_nowhere_is_shown_too(tmp_path: Path) -> None:
+    doubt = Message(text="Are you sure?")
+    trajectory = a_trajectory("ask\n\nyes", observations=(Observation(message=doubt, place=3),), tool_calls=CALLS[:1])
+    page = shown(tmp_path, ScoredTrajectory(trajectory=trajectory, reward=0.5, scores={}))
+    assert [next(filter(None, piece)) for piece in PIECES.findall(page)] == [
+        *("trace", "told by-tools", "Tools, in turn 1", "told", "User, after turn 1", "trace"),
+    ]
+
+
 def test_a_trace_that_is_cut_says_so_last(tmp_path: Path) -> None:
     item = a_dialogue()
     long = replace(item.trajectory, text=f"{LOOK}\n\nyes\n\n{'no ' * 9000}")
-    assert "Tools, after turn 3" not in shown(tmp_path, replace(item, trajectory=long))
+    assert "Tools, in turn 2" not in shown(tmp_path, replace(item, trajectory=long))
