@@ -154,6 +154,11 @@ class RuleReader:
         count = len(self._trace.answers) + bool(self._trace.open_answer and finished)
         return Hit(_within(count, bounds), note=f"{count} answer blocks")
 
+    def _tool_calls(self, rule: Mapping[str, Any], place: str) -> Hit:
+        names = [call.name for call in self._trajectory.tool_calls if call.ok]
+        count = names.count(rule["name"]) if "name" in rule else len(names)
+        return Hit(_within(count, rule), note=f"{count} calls answered")
+
     def _all(self, rules: Sequence[Mapping[str, Any]], place: str) -> Hit:
         hits = [self.check(rule) for rule in rules]
         failed = next((hit for hit in hits if not hit.holds), None)
@@ -178,6 +183,7 @@ _RULES: Mapping[str, Callable[[RuleReader, Any, str], Hit]] = {
     "sections": RuleReader._sections,
     "cites_evidence": RuleReader._cites_evidence,
     "answer_blocks": RuleReader._answer_blocks,
+    "tool_calls": RuleReader._tool_calls,
     "all": RuleReader._all,
     "any": RuleReader._any,
     "not": RuleReader._not,

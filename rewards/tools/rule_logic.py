@@ -16,7 +16,7 @@ from rl.types import Trajectory
 
 Certainty = Literal["always", "never", "depends"]
 Rule = Mapping[str, Any]
-_COUNTED = ("length", "cites_evidence", "answer_blocks")
+_COUNTED = ("length", "cites_evidence", "answer_blocks", "tool_calls")
 _REGEX_PROBES = ("", "x", "0\n1", "<think>a b.</think>\n<answer>yes</answer>", "Ω – 5 %")
 _OPPOSITE: Mapping[Certainty, Certainty] = {"always": "never", "never": "always", "depends": "depends"}
 
@@ -141,4 +141,5 @@ def _bounds(value: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _unit(value: Mapping[str, Any]) -> Any:
-    return value.get("unit")
+    """What is counted."""
+    return value.get("unit"), value.get("name")

@@ -13,7 +13,7 @@ from rewards.rubrics.rules import RULE_NAMES, RuleReader
 from rewards.scorer import Abstain, InvalidInput
 from rewards.trace import SECTION_NAMES
 from rl.errors import ConfigError
-from rl.types import Measurement, Score
+from rl.types import Measurement, Score, ToolCall
 from rollouts.cytology import Conclusion, load_cytology, reference_trace
 from tests.bounded import bounded_work
 from tests.rewards.conftest import a_conversation
@@ -80,6 +80,7 @@ async def holds(trajectory: Any, rule: dict[str, Any], text: str = TRACE, **keyw
         ({"cites_evidence": {"max": 1}}, False),
         ({"answer_blocks": {"min": 1, "max": 1}}, True),
         ({"answer_blocks": {"min": 2}}, False),
+        ({"tool_calls": {"min": 0, "max": 1}}, True),
         ({"all": [{"contains": "radius"}, {"contains": "texture"}]}, True),
         ({"all": [{"contains": "radius"}, {"contains": "area"}]}, False),
         ({"any": [{"contains": "area"}, {"contains": "texture"}]}, True),
@@ -483,6 +484,34 @@ async def test_more_claims_than_are_read_cite_nothing_and_the_note_says_so(traje
 async def test_hostile_text_is_answered_in_bounded_time(trajectory: Any, rule: dict[str, Any], text: str) -> None:
     with bounded_work():
         assert not await holds(trajectory, rule, text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"min": 2, "max": 2}, True),
+        ({"min": 3}, False),
+        ({"name": "zoom", "min": 1, "max": 1}, True),  # the other call of it was refused
+        ({"name": "zoom", "min": 2}, False),
+        ({"name": "zoom", "min": 0, "max": 0}, False),
+        ({"name": "dose", "min": 1}, False),
+        ({"name": "dose", "min": 0, "max": 3}, True),
+    ],
+)
+async def test_calls_that_were_answered_are_counted(trajectory: Any, rule: dict[str, Any], expected: bool) -> None:
+    answered = (("zoom", True), ("zoom", False), ("rotate", True))
+    calls = tuple(ToolCall(name=name, arguments={}, result="", ok=ok) for name, ok in answered)
+    rubric = ({"criterion": "c", "points": 1, "check": {"tool_calls": rule}},)
+    score = await RubricScorer().score(trajectory("x", rubric=rubric, tool_calls=calls))
+    assert bool(score.value) is expected
+
+
+async def test_calls_count_from_the_turn_on_that_made_them(trajectory: Any) -> None:
+    rubric = ({"criterion": "c", "points": 1, "check": {"tool_calls": {"min": 1}}},)
+    for turn, value in ((0, 1.0), (1, 0.0)):
+        calls = (ToolCall(name="zoom", arguments={}, result="", turn=turn),)
+        made = a_conversation(trajectory("x", rubric=rubric, tool_calls=calls), ("Sure?", "y"))
+        assert (await RubricScorer().score(made)).value == value
 
 
 class TestTurns:

@@ -67,6 +67,8 @@ def words(low: int | None = None, high: int | None = None, unit: str = "words") 
         (words(5, 8), words(3, 9), True),
         (words(5), words(3, 9), False),
         (words(5, 8), words(3, 9, unit="chars"), False),
+        ({"tool_calls": {"name": "zoom", "min": 2}}, {"tool_calls": {"name": "zoom", "min": 1}}, True),
+        ({"tool_calls": {"name": "zoom", "min": 2}}, {"tool_calls": {"name": "dose", "min": 1}}, False),
     ],
 )
 def test_a_rule_implies_another(rule: dict[str, Any], other: dict[str, Any], holds: bool) -> None:
