@@ -73,7 +73,7 @@ class KeyPointScorer(Scorer):
         report = _report(trajectory)
         kind = FindingClaims(entities=self.entities, closed_world=True)
         task = replace(trajectory.task, reference={"findings": findings})
-        read = replace(trajectory, text=report.text, observations=(), task=task)
+        read = replace(trajectory, text=report.text, observations=(), tool_calls=(), task=task)
         try:
             claims = kind.find(read)
         except TooManyClaims as error:

@@ -8,6 +8,8 @@ import pytest
 
 from rewards.answer import AnswerScorer, check_key
 from rewards.scorer import InvalidInput
+from rl.types import Message
+from tests.rewards.conftest import a_conversation
 
 YES = {"type": "yes_no", "value": "yes"}
 CHOICE = {
@@ -365,3 +367,11 @@ async def test_the_evidence_points_at_the_answer(trajectory: Any) -> None:
         "task.answer",
         "read 'no', expected 'yes'",
     )
+
+
+async def test_a_draft_in_what_was_thought_around_a_tools_result_is_no_answer(trajectory: Any) -> None:
+    made = a_conversation(
+        trajectory("<think>It may be.</think>I would say <answer>no</answer>", answer=YES),
+        (Message(text="closer", role="tool"), "<think>Or <answer>no</answer>?</think><answer>yes</answer>"),
+    )
+    assert (await AnswerScorer().score(made)).value == 1.0

@@ -183,3 +183,10 @@ async def test_a_reference_may_lead_to_the_image_of_a_follow_up(trajectory: Any,
     nothing = "turn 1 abstained: the task has nothing that a trace could refer to; turn 2 (0.333)"
     assert score.reason.startswith(nothing if turns == "each" else "1 of 1 references resolve")
     assert [(each.source, each.verdict) for each in score.evidence] == [("images.0", "supported")]
+
+
+async def test_the_trace_is_what_follows_the_last_result_of_a_tool(trajectory: Any) -> None:
+    alone = await scored(trajectory, LINES)
+    first = trajectory("<think>I look closer.</think>", tool_calls=CALLS, **TASK)
+    after = await TraceScorer().score(a_conversation(first, (Message(text="closer", role="tool"), LINES)))
+    assert alone.value > 0 and (after.value, after.reason) == (alone.value, alone.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from rewards.key_points import KeyPointScorer
 from rewards.scorer import Abstain, InvalidInput, Score
 from rl.errors import ConfigError
+from rl.types import Message, Observation, ToolCall
 from tests.samples import a_task, a_trajectory
 
 CHEST = Path(__file__).parents[2] / "configs" / "entities" / "chest_findings.csv"
@@ -81,3 +83,19 @@ def test_a_negative_weight_and_a_gate_are_refused() -> None:
         KeyPointScorer(false_weight=-1)
     with pytest.raises(ConfigError, match="never closes a gate"):
         KeyPointScorer().check_use(gate=True)
+
+
+async def test_the_report_is_what_follows_the_last_result_of_a_tool() -> None:
+    first, last = "<think>Pneumothorax?</think>A pneumothorax.", "<think>x</think><answer>Pleural effusion.</answer>"
+    text = f"{first}\n\n{last}"
+    told = Observation(message=Message(text="closer", role="tool"), place=len(first))
+    call = ToolCall(name="zoom", arguments={}, result="closer", turn=0)
+    task = a_task(reference={"sources": {"report": REPORT}})
+    made = a_trajectory(text, task=task, observations=(told,), tool_calls=(call,))
+    score = await KeyPointScorer(entities=CHEST).score(made)
+    (evidence,) = score.evidence
+    assert score.value == pytest.approx(1 / 3)
+    assert text[evidence.start : evidence.end] == evidence.claim == "Pleural effusion"
+    hidden = text.replace("</answer>", "<tool_call>Pneumothorax.</tool_call></answer>")
+    score = await KeyPointScorer(entities=CHEST).score(replace(made, text=hidden))
+    assert score.metrics["false"] == 1  # no call is made in an answer

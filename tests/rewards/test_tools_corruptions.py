@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rewards.tools.corruptions import CORRUPTIONS, FLATTERY, INSTRUCTION
-from rl.types import Measurement
-from tests.rewards.conftest import MakeTrajectory
+from rl.types import Measurement, Message
+from tests.rewards.conftest import MakeTrajectory, a_conversation
 
 YES = {"type": "yes_no", "value": "yes"}
 B_OF_3 = {"type": "choice", "value": "B", "options": {"A": "sepsis", "B": "stroke", "C": "migraine"}}
@@ -120,3 +120,13 @@ def test_a_corruption_of_the_reasoning_leaves_the_answer_as_it_is(trajectory: Ma
 
 def test_every_corruption_says_what_it_does() -> None:
     assert [each.name for each in CORRUPTIONS.values() if not each.summary] == []
+
+
+def test_what_was_written_before_a_tool_answered_stays_as_it_is(trajectory: MakeTrajectory) -> None:
+    told = Message(text="closer", role="tool")
+    made = a_conversation(trajectory(trace("the left lung"), answer=YES), (told, trace("the left lung")))
+    kept = made.text[: -len(made.turns[-1])]
+    assert CORRUPTIONS["swapped_side"].apply(made) == kept + trace("the right lung")
+    assert CORRUPTIONS["wrong_answer"].apply(made) == kept + trace("the left lung", "no")
+    unanswered = a_conversation(trajectory(trace("the left lung"), answer=YES), (told, "I do not know."))
+    assert CORRUPTIONS["several_answers"].apply(unanswered) is None

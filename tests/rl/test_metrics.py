@@ -222,16 +222,16 @@ def test_tool_calls_are_counted_and_so_are_the_turns_that_they_begin() -> None:
     called = replace(
         a_trajectory(5), text="a\n\nb", observations=(told,), tool_calls=(a_call(), a_call(ok=False), a_call())
     )
-    other = replace(called, tool_calls=(a_call(ok=False),))
+    other = replace(called, tool_calls=(a_call(),))
     plain = [a_trajectory(5), a_trajectory(5)]
     items = [ScoredTrajectory(trajectory=each, reward=0.5, scores={}) for each in (called, other, *plain)]
     group = Group(task=TASK, scored=tuple(items))
     values = group_metrics([group], with_tools=True)
     assert values["tools/calls"] == 1.0  # (3 + 1 + 0 + 0) / 4
-    assert values["tools/refused_fraction"] == 0.5  # 2 of 4
+    assert values["tools/refused_fraction"] == 0.25  # 1 of 4
     assert values["length/turns"] == 1.5  # (2 + 2 + 1 + 1) / 4
     held_out = evaluation_metrics([group], with_tools=True)
-    assert (held_out["eval/tools/calls"], held_out["eval/tools/refused_fraction"]) == (1.0, 0.5)
+    assert (held_out["eval/tools/calls"], held_out["eval/tools/refused_fraction"]) == (1.0, 0.25)
     assert held_out["eval/turns"] == 1.5
     assert not [name for name in held_out if not name.startswith("eval/")]
 
