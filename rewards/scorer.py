@@ -64,7 +64,8 @@ class Scorer(ABC):
 
     turns: ClassVar[Turns] = "all"
     """What is read of a trajectory of several turns; `score` is asked once for each turn that is read by itself, and
-    need not know of others (see `rewards.turns`). A config may override it (``turns:``)."""
+    need not know of others (see `rewards.turns`). The user ends a turn, a tool's answer does not. A config may override
+    it (``turns:``)."""
     counted_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics that count something: those of several turns add up, where others are averaged."""
 
