@@ -228,7 +228,8 @@ def test_a_server_that_dies_fails_the_call_and_is_started_anew_for_the_next() ->
     with pytest.raises(Exception, match="Connection closed"):
         asked(tools["die"])
     after = pid(tools["search"])
-    assert before != after and not runs(before) and runs(after)
+    assert before != after and runs(after)
+    until(lambda: not runs(before))
 
 
 def test_a_server_that_listens_again_is_connected_to_anew() -> None:
@@ -256,8 +257,8 @@ def test_a_server_that_no_longer_has_the_tool_is_at_fault(tmp_path: Path) -> Non
 
 def test_a_server_that_hangs_fails_the_call_in_time_and_is_left_for_a_new_one(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    tools = build_tools({name: {**STDIO, "tool": name, "timeout_s": 3.0} for name in ("search", "hang")})
-    with pytest.raises(TimeoutError, match="did not answer within 3 s"):
+    tools = build_tools({name: {**STDIO, "tool": name, "timeout_s": 10.0} for name in ("search", "hang")})
+    with pytest.raises(TimeoutError, match="did not answer within 10 s"):
         asked(tools["hang"], pid_file=str(note))
     hung = int(note.read_text())
     assert pid(tools["search"]) != hung
