@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,18 +155,21 @@ def test_the_plain_contestant_on_a_gpu_is_what_packing_false_gives(tiny_policy: 
     assert measured.learner.settings.micro_batch_tokens == 4 * 20
 
 
-def test_rows_that_find_no_room_on_a_gpu_are_not_those_that_suit_trl_best() -> None:
+def test_rows_that_find_no_room_on_a_gpu_are_not_those_that_suit_trl_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes a second, whatever its rows: two of them half a second each."""
     import torch
 
-    from tests.bench.trl_trainer import TrlUpdate
+    from tests.bench import trl_trainer
+
+    now_s = itertools.count()
+    monkeypatch.setattr(trl_trainer, "time", SimpleNamespace(perf_counter=lambda: next(now_s)))
 
     def compute_loss(model: Any, rows: int) -> Any:
         if rows > 2:
             raise torch.OutOfMemoryError
-        time.sleep(0.001)
         return SimpleNamespace(backward=lambda: None)
 
-    update = object.__new__(TrlUpdate)
+    update = object.__new__(trl_trainer.TrlUpdate)
     update.device = "cpu"
     update._micro_batches = lambda size: [size]
     optimizer = SimpleNamespace(zero_grad=lambda: None)
