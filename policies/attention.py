@@ -8,14 +8,12 @@ A token sees what stands before it in the trunk and in its own branch. Three ker
 
 None holds a matrix of row x row. Scores are never kept by flex, flash and the CPU's kernel; what ``sdpa`` and
 ``flash`` hold beyond the row itself are the keys and values of [trunk; branch] for every branch, as the plain path
-does, and ``flex`` holds one flag per 128 x 128 tokens. In the vision tower each picture attends within itself
-(`use_attention_by_picture`).
+does, and ``flex`` holds one flag per 128 x 128 tokens.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from rl.errors import PolicyError
 Kernel = Literal["sdpa", "flex", "flash"]
 NAME = "medrl_packed"
 """What transformers knows `_attend` by."""
-BY_PICTURE = "medrl_flash_by_picture"
-"""What transformers knows `_attend_by_picture` by. For a name with "flash" in it, it makes no mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +104,6 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     return packed.attend(module, query, key, value, scaling), None
-
-
-def use_attention_by_picture(model: Any) -> None:
-    """Make Pixtral's vision tower, which the Seed-style policy has, attend picture by picture.
-
-    By itself it attends from all patches of a pass to all, masked, in time and memory that grow with the square of how
-    many pictures the pass holds. Other towers, such as Qwen's, go by picture already.
-    """
-    from transformers import AttentionInterface
-
-    vision: Any = getattr(model.config, "vision_config", None)
-    if getattr(vision, "model_type", "") == "pixtral":
-        AttentionInterface.register(BY_PICTURE, _attend_by_picture)
-        vision._attn_implementation = BY_PICTURE
-
-
-def _attend_by_picture(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    position_ids: Tensor,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """``position_ids`` [patch, 2] are each patch's row and column in its picture, which (0, 0) begins."""
-    starts = (position_ids == 0).all(dim=-1).nonzero()[:, 0].tolist()
-    lengths = [end - start for start, end in itertools.pairwise([*starts, len(position_ids)])]
-    pictures = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    seen = [scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in pictures]
-    return torch.cat(seen, dim=2).transpose(1, 2), None
 
 
 class _Sdpa(PackedAttention):

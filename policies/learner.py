@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.attention import use_attention_by_picture, use_packed_attention
+from policies.attention import use_packed_attention
 from policies.contract import Anchors, Gradient, Gradients, LearnerSettings, RankUpdate, Weights
 from policies.deepspeed_engine import deepspeed_engine
 from policies.group_logprobs import GroupLogprobs
@@ -48,7 +48,6 @@ class Learner:
             dtype=settings.dtype,
             trust_remote_code=settings.trust_remote_code,
         )
-        use_attention_by_picture(model)
         if settings.packing:
             use_packed_attention(model)
         self.builder = MicroBatchBuilder(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policies.attention import Kernel, Tree, packed_attention, use_attention_by_picture, use_packed_attention
+from policies.attention import Kernel, Tree, packed_attention, use_packed_attention
 from rl.errors import PolicyError
 
 HEADS, KEY_HEADS, CHANNELS = 4, 2, 32
@@ -161,23 +160,3 @@ def test_memory_grows_with_the_row_and_not_with_its_square() -> None:
         largest.append(seen.elements)
     # four times the row: four times its output, HEADS x CHANNELS a token, where a mask of the row has 16 times as many
     assert largest[1] == 4 * largest[0] == 16 * 260 * HEADS * CHANNELS < (16 * 260) ** 2
-
-
-@pytest.mark.slow
-def test_a_vision_tower_attends_within_each_picture_without_a_mask_of_all(
-    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers.models.pixtral import modeling_pixtral
-
-    from policies.vlm import load_policy
-
-    model, _ = load_policy(str(tiny_policy))
-    sizes = [(28, 56), (56, 28), (28, 28), (84, 56)]
-    pictures = torch.rand(len(sizes), 3, 84, 56, generator=torch.Generator().manual_seed(0))
-    features = model.model.get_image_features(pictures, image_sizes=torch.tensor(sizes)).pooler_output
-    use_attention_by_picture(model)
-    monkeypatch.setattr(modeling_pixtral, "generate_block_attention_mask", lambda *_: pytest.fail("a mask is made"))
-    by_picture = model.model.get_image_features(pictures, image_sizes=torch.tensor(sizes)).pooler_output
-    assert [len(each) for each in by_picture] == [2, 2, 1, 6]  # a token is 28 x 28 pixels
-    for one, other in zip(by_picture, features, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

@@ -180,14 +180,12 @@ def _update(
     budget_tokens: int = 10**6,
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
     """Logprobs by place and the gradient summed over all passes of all ranks, which take their turns."""
-    from policies.attention import use_attention_by_picture, use_packed_attention
+    from policies.attention import use_packed_attention
     from policies.policy_model import PolicyModel
 
     model, processor = policy
-    for part in (model.config.get_text_config(), model.config.vision_config):
-        part._attn_implementation = "sdpa"
+    model.config.get_text_config()._attn_implementation = "sdpa"
     if packing:
-        use_attention_by_picture(model)
         use_packed_attention(model)
     model.zero_grad()
     builder = MicroBatchBuilder(model.model, processor, kernel="sdpa" if packing else None)
